@@ -1,0 +1,60 @@
+//! What a client token says.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Class;
+
+/// Claims of a client token (JWT, RFC 7519; signed with EdDSA, RFC 8037). Absent lists grant
+/// nothing; absent limits mean the relay's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// The tenant.
+    pub app: String,
+    /// The user within it.
+    pub user: String,
+    /// When the token ends, Unix seconds.
+    pub exp: u64,
+    /// When it was made, Unix seconds.
+    #[serde(default)]
+    pub iat: u64,
+    /// When it begins to hold, Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbf: Option<u64>,
+    /// Its id, for revocation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+    /// Groups the user may send to (`*` is all).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub send: Vec<String>,
+    /// Groups the user may receive from (`*` is all).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recv: Vec<String>,
+    /// Classes the user may send in. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<Class>>,
+    /// Rate the user may send at, bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bps: Option<u64>,
+    /// Largest message the user may send, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_message: Option<u64>,
+}
+
+/// Largest message when the token names no limit: 16 MiB.
+pub const DEFAULT_MAX_MESSAGE: u64 = 16 << 20;
+
+impl Claims {
+    /// Whether the user may send in `class`.
+    #[must_use]
+    pub fn allows_class(&self, class: Class) -> bool {
+        self.classes
+            .as_ref()
+            .is_none_or(|classes| classes.contains(&class))
+    }
+
+    /// Largest message the user may send, in bytes.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> u64 {
+        self.max_message.unwrap_or(DEFAULT_MAX_MESSAGE)
+    }
+}
