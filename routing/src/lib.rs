@@ -1,1 +1,45 @@
-//! x
+//! The brain of Tradewind: what to believe about links, and which way packets go.
+//!
+//! Pure functions and state machines over explicit time: no IO, no clock, no threads. Relays and
+//! controllers hand in what they measured and when, and get back what follows from it. The same
+//! input gives the same output, always, so that networks in virtual time can be replayed.
+//!
+//! The algorithms work on *dense indices*: relay `i` is row and column `i` of every matrix. Who
+//! is which index is the caller's business. Costs are `f64` milliseconds-equivalents, with
+//! [`f64::INFINITY`] for "no link".
+//!
+//! From measurement to tables:
+//!
+//! ```text
+//! ProbeSession (relay) ─ LinkEstimate ─▶ clock_sync ─ one-way delays ─▶ link_cost ─ CostMatrix
+//!      ─▶ Planner ─ PlanTables { in-trees, out-trees, backups }
+//! ```
+
+pub mod clock_sync;
+pub mod cost;
+pub mod estimator;
+pub mod matrix;
+pub mod paths;
+pub mod planner;
+pub mod probe;
+pub mod reaction;
+pub mod tree;
+
+#[cfg(test)]
+mod testing;
+
+pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
+pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
+pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
+pub use matrix::{MatrixError, NameError, RttMatrix};
+pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
+pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
+pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
+pub use reaction::{Backups, backups};
+pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
+
+/// The most relays a packet may cross between its ingress and its egress edge.
+pub const MAX_TRANSIT: usize = 4;
+
+/// The most links a path may have: one more than [`MAX_TRANSIT`].
+pub const MAX_LINKS: usize = MAX_TRANSIT + 1;

@@ -1,0 +1,324 @@
+//! One-way delays from clocks that do not agree.
+//!
+//! A probe from A to B measures *raw* = delay + θ(B) − θ(A), with θ the offset of each relay's
+//! clock: no single one-way delay can be known from such numbers. But along any path from A to B
+//! the offsets telescope to the same θ(B) − θ(A), so whatever θ is assumed, *comparisons between
+//! paths of one pair are exact*. All that is asked of the assumed offsets is that the delays
+//! computed with them look sensible and are not negative, as shortest paths need it.
+//!
+//! They are found by weighted least squares: each pair measured both ways says that θ(B) − θ(A) is
+//! (raw(A→B) − raw(B→A))/2, wrong by half the asymmetry of the pair, which is at most half its
+//! round trip; so short pairs weigh more. Then offsets are lowered, where needed, until no delay is
+//! negative (potentials, by Bellman and Ford's relaxation): that is always possible when the
+//! measurements are consistent, because the true offsets do it.
+
+/// Raw one-way differences of all directed links among `n` relays, in microseconds:
+/// the receiver's clock at arrival minus the sender's clock at departure.
+///
+/// Clocks may have any origin, also ones so far apart that the difference wraps round.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawDelays {
+    n: usize,
+    raw_us: Vec<Option<i64>>,
+}
+
+impl RawDelays {
+    /// `n` relays without any measurement.
+    #[must_use]
+    pub fn new(n: usize) -> Self {
+        Self {
+            n,
+            raw_us: vec![None; n * n],
+        }
+    }
+
+    /// The number of relays.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there is no relay at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// Sets the raw difference from `from` to `to`; `None` is unknown.
+    ///
+    /// # Panics
+    /// When an index is out of range.
+    pub fn set(&mut self, from: usize, to: usize, raw_us: Option<i64>) {
+        assert!(to < self.n, "relay {to} outside of {} relays", self.n);
+        self.raw_us[from * self.n + to] = raw_us;
+    }
+
+    /// The raw difference from `from` to `to`.
+    ///
+    /// # Panics
+    /// When an index is out of range.
+    #[must_use]
+    pub fn get(&self, from: usize, to: usize) -> Option<i64> {
+        assert!(to < self.n, "relay {to} outside of {} relays", self.n);
+        self.raw_us[from * self.n + to]
+    }
+
+    /// The round-trip time of a pair that was measured both ways, if it can be one: the offsets
+    /// cancel. Clocks that drift while the two directions are measured may make a tiny one look
+    /// negative.
+    fn round_trip_us(&self, a: usize, b: usize) -> Option<i64> {
+        let sum = self.get(a, b)?.wrapping_add(self.get(b, a)?);
+        (a != b && (-DRIFT_US..MAX_RTT_US).contains(&sum)).then_some(sum)
+    }
+}
+
+/// How negative a round trip may look because of drift.
+const DRIFT_US: i64 = 10_000;
+
+/// A round trip beyond this is a broken stamp.
+const MAX_RTT_US: i64 = 60_000_000;
+
+/// Clock offsets that explain the raw differences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClockSolution {
+    offsets_us: Vec<i64>,
+    component: Vec<usize>,
+    clamped: usize,
+}
+
+impl ClockSolution {
+    /// The relay's clock minus that of its component's lowest-numbered relay, in microseconds
+    /// (wrapping, as the clocks' origins are anything).
+    ///
+    /// This is an estimate, wrong by up to half the asymmetry of the network around the relay.
+    #[must_use]
+    pub fn offset_us(&self, relay: usize) -> i64 {
+        self.offsets_us[relay]
+    }
+
+    /// The lowest-numbered relay that `relay` is connected with by pairs measured both ways.
+    /// Relays of different components cannot be compared.
+    #[must_use]
+    pub fn component(&self, relay: usize) -> usize {
+        self.component[relay]
+    }
+
+    /// How many links have a delay that is still negative and counts as 0: only when measurements
+    /// contradict each other, by noise or drift; comparisons over those links are then off by as
+    /// much.
+    #[must_use]
+    pub fn clamped(&self) -> usize {
+        self.clamped
+    }
+
+    /// The one-way delay of a link in microseconds, ≥ 0, in the frame of these offsets: fit to be
+    /// summed along paths and compared. `None` where the pair was not measured both ways, or its
+    /// round trip is absurd (negative, or a minute and more).
+    #[must_use]
+    pub fn one_way_us(&self, raw: &RawDelays, from: usize, to: usize) -> Option<i64> {
+        raw.round_trip_us(from, to)?;
+        Some(self.delay_us(raw.get(from, to)?, from, to).max(0))
+    }
+
+    fn delay_us(&self, raw_us: i64, from: usize, to: usize) -> i64 {
+        raw_us.wrapping_sub(self.offsets_us[to].wrapping_sub(self.offsets_us[from]))
+    }
+}
+
+/// Solves the offsets of all relays' clocks. Deterministic; for 300 relays in full mesh some
+/// milliseconds of work.
+///
+/// ```
+/// use tradewind_routing::{RawDelays, solve_clocks};
+/// // B's clock is an hour ahead; 40 ms each way.
+/// let mut raw = RawDelays::new(2);
+/// raw.set(0, 1, Some(3_600_040_000));
+/// raw.set(1, 0, Some(-3_599_960_000));
+/// let clocks = solve_clocks(&raw);
+/// assert_eq!(clocks.offset_us(1), 3_600_000_000);
+/// assert_eq!(clocks.one_way_us(&raw, 0, 1), Some(40_000));
+/// ```
+#[must_use]
+pub fn solve_clocks(raw: &RawDelays) -> ClockSolution {
+    let n = raw.len();
+    let mut solution = ClockSolution {
+        offsets_us: vec![0; n],
+        component: (0..n).collect(),
+        clamped: 0,
+    };
+    span(raw, &mut solution);
+    let corrections = least_squares(raw, &solution);
+    for (offset, correction) in solution.offsets_us.iter_mut().zip(corrections) {
+        *offset = offset.wrapping_add(correction.round() as i64);
+    }
+    make_non_negative(raw, &mut solution);
+    let roots = solution.offsets_us.clone();
+    for relay in 0..n {
+        let root = roots[solution.component[relay]];
+        solution.offsets_us[relay] = solution.offsets_us[relay].wrapping_sub(root);
+    }
+    solution
+}
+
+/// A first guess in whole microseconds, along a spanning tree of the shortest round trips (Prim's
+/// algorithm), which also finds the components. After it all that remains to be solved is small,
+/// however far apart the clocks are.
+fn span(raw: &RawDelays, solution: &mut ClockSolution) {
+    let n = raw.len();
+    let mut joined = vec![false; n];
+    for root in 0..n {
+        if joined[root] {
+            continue;
+        }
+        // Per relay outside, its shortest round trip to one inside.
+        let mut reach: Vec<Option<(i64, usize)>> = vec![None; n];
+        let mut newest = root;
+        loop {
+            joined[newest] = true;
+            solution.component[newest] = root;
+            for other in (0..n).filter(|&other| !joined[other]) {
+                if let Some(rtt) = raw.round_trip_us(newest, other)
+                    && reach[other].is_none_or(|(known, _)| rtt < known)
+                {
+                    reach[other] = Some((rtt, newest));
+                }
+            }
+            let nearest = (0..n)
+                .filter(|&other| !joined[other])
+                .filter_map(|other| reach[other].map(|(rtt, via)| (rtt, other, via)))
+                .min();
+            let Some((rtt, next, via)) = nearest else {
+                break;
+            };
+            let there = raw
+                .get(via, next)
+                .expect("a pair with a round trip has both directions");
+            solution.offsets_us[next] =
+                solution.offsets_us[via].wrapping_add(there.wrapping_sub(rtt / 2));
+            newest = next;
+        }
+    }
+}
+
+/// What to add to the offsets, in microseconds, so that the weighted squares of what the pairs say
+/// otherwise are least: conjugate gradients on the graph's Laplacian, preconditioned by its
+/// diagonal.
+fn least_squares(raw: &RawDelays, guess: &ClockSolution) -> Vec<f64> {
+    let n = raw.len();
+    let mut weights = vec![0.0; n * n];
+    let mut degree = vec![0.0; n];
+    let mut residual = vec![0.0; n];
+    for a in 0..n {
+        for b in a + 1..n {
+            let (Some(rtt), Some(there), Some(back)) =
+                (raw.round_trip_us(a, b), raw.get(a, b), raw.get(b, a))
+            else {
+                continue;
+            };
+            let there = guess.delay_us(there, a, b);
+            let back = guess.delay_us(back, b, a);
+            // One-sided: half of what there is more on the way there than on the way back.
+            let excess = (there.saturating_sub(back)) as f64 / 2.0;
+            let rtt_ms = rtt.max(0) as f64 / 1_000.0;
+            let weight = 1.0 / (rtt_ms + 1.0).powi(2);
+            (weights[a * n + b], weights[b * n + a]) = (weight, weight);
+            degree[a] += weight;
+            degree[b] += weight;
+            residual[b] += weight * excess;
+            residual[a] -= weight * excess;
+        }
+    }
+    let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+    let scaled = |r: &[f64]| -> Vec<f64> {
+        r.iter()
+            .zip(&degree)
+            .map(|(r, d)| if *d > 0.0 { r / d } else { 0.0 })
+            .collect()
+    };
+    let mut x = vec![0.0; n];
+    let mut z = scaled(&residual);
+    let mut direction = z.clone();
+    let mut energy = dot(&residual, &z);
+    let enough = energy * 1e-18;
+    for _ in 0..4 * n + 16 {
+        if energy <= enough || energy <= f64::MIN_POSITIVE {
+            break;
+        }
+        let image: Vec<f64> = (0..n)
+            .map(|a| degree[a] * direction[a] - dot(&weights[a * n..(a + 1) * n], &direction))
+            .collect();
+        let curvature = dot(&direction, &image);
+        if curvature <= 0.0 {
+            break;
+        }
+        let step = energy / curvature;
+        for a in 0..n {
+            x[a] += step * direction[a];
+            residual[a] -= step * image[a];
+        }
+        z = scaled(&residual);
+        let next = dot(&residual, &z);
+        for a in 0..n {
+            direction[a] = z[a] + next / energy * direction[a];
+        }
+        energy = next;
+    }
+    x
+}
+
+/// How far measurements may contradict each other, in microseconds, tried in turn: not at all,
+/// by what drift does within the window of the minima, by what can be forgiven.
+const TOLERANCES_US: [i64; 3] = [0, 1_000, 10_000];
+
+/// Lowers the receiver's offset wherever a delay would be negative, until none is. When
+/// measurements contradict each other that never ends; then delays may stay a little negative, and
+/// at worst the offsets stay as they are. Counts the delays that stay negative.
+fn make_non_negative(raw: &RawDelays, solution: &mut ClockSolution) {
+    let links = links(raw);
+    let solved = solution.offsets_us.clone();
+    for tolerance in TOLERANCES_US {
+        if relax(&links, raw.len(), tolerance, solution) {
+            break;
+        }
+        solution.offsets_us.clone_from(&solved);
+    }
+    solution.clamped = links
+        .iter()
+        .filter(|&&(from, to, raw_us)| solution.delay_us(raw_us, from, to) < 0)
+        .count();
+}
+
+/// Bellman and Ford's relaxation; whether it came to an end.
+fn relax(
+    links: &[(usize, usize, i64)],
+    n: usize,
+    tolerance_us: i64,
+    solution: &mut ClockSolution,
+) -> bool {
+    for _ in 0..=n {
+        let mut lowered = false;
+        for &(from, to, raw_us) in links {
+            let delay = solution
+                .delay_us(raw_us, from, to)
+                .saturating_add(tolerance_us);
+            if delay < 0 {
+                solution.offsets_us[to] = solution.offsets_us[to].wrapping_add(delay);
+                lowered = true;
+            }
+        }
+        if !lowered {
+            return true;
+        }
+    }
+    false
+}
+
+/// All directed links of pairs that were measured both ways.
+fn links(raw: &RawDelays) -> Vec<(usize, usize, i64)> {
+    let n = raw.len();
+    (0..n)
+        .flat_map(|from| (0..n).map(move |to| (from, to)))
+        .filter(|&(from, to)| raw.round_trip_us(from, to).is_some())
+        .filter_map(|(from, to)| Some((from, to, raw.get(from, to)?)))
+        .collect()
+}

@@ -1,0 +1,377 @@
+//! Trees of next hops: for every destination one *in-tree* (from each relay, which neighbour is
+//! next towards it), for every origin one *out-tree* (for groups: to which neighbours a copy goes).
+//!
+//! A tree is acyclic by construction, so packets that follow one cannot loop; and no path in it has
+//! more than [`crate::MAX_LINKS`] links. Within one tree every relay's way goes on as its next
+//! hop's way does, so under the bound on links a tree can be a little worse than the best path of
+//! each pair by itself; where the bound does not bind it is exactly as good.
+
+use crate::{MAX_LINKS, cost::CostMatrix};
+
+const NONE: u16 = u16::MAX;
+
+/// What a tree must obey, besides being a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeRules {
+    /// The most links between a relay and the root.
+    pub max_links: usize,
+    /// Per relay, whether it must not be crossed (it can still be an origin or a destination).
+    /// Relays beyond the end may be crossed: empty forbids nothing.
+    pub no_transit: Vec<bool>,
+}
+
+impl Default for TreeRules {
+    fn default() -> Self {
+        Self {
+            max_links: MAX_LINKS,
+            no_transit: Vec::new(),
+        }
+    }
+}
+
+impl TreeRules {
+    /// Whether packets of others may cross this relay.
+    #[must_use]
+    pub fn may_cross(&self, relay: usize) -> bool {
+        !self.no_transit.get(relay).copied().unwrap_or(false)
+    }
+}
+
+/// For one destination, the next hop from every relay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InTree(pub(crate) Tree);
+
+impl InTree {
+    /// Where all paths of this tree end.
+    #[must_use]
+    pub fn destination(&self) -> usize {
+        self.0.root
+    }
+
+    /// The number of relays.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.parent.len()
+    }
+
+    /// Whether there is no relay at all (never so).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.parent.is_empty()
+    }
+
+    /// The neighbour to which `from` sends: `None` at the destination itself and where there is no
+    /// way.
+    #[must_use]
+    pub fn next_hop(&self, from: usize) -> Option<usize> {
+        self.0.parent(from)
+    }
+
+    /// The cost from `from` to the destination when the tree was made: [`f64::INFINITY`] where
+    /// there is no way.
+    #[must_use]
+    pub fn cost(&self, from: usize) -> f64 {
+        self.0.cost[from]
+    }
+
+    /// The whole path from `from`, both ends included; `None` where there is no way.
+    #[must_use]
+    pub fn path(&self, from: usize) -> Option<Vec<usize>> {
+        self.0.path_to_root(from)
+    }
+}
+
+/// For one origin, to which neighbours each relay sends copies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutTree(pub(crate) Tree);
+
+impl OutTree {
+    /// Where all paths of this tree begin.
+    #[must_use]
+    pub fn origin(&self) -> usize {
+        self.0.root
+    }
+
+    /// The number of relays.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.parent.len()
+    }
+
+    /// Whether there is no relay at all (never so).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.parent.is_empty()
+    }
+
+    /// The relay from which `relay` receives: `None` for the origin and where there is no way.
+    #[must_use]
+    pub fn previous_hop(&self, relay: usize) -> Option<usize> {
+        self.0.parent(relay)
+    }
+
+    /// The relays that receive from `relay`, in order of index.
+    #[must_use]
+    pub fn children(&self, relay: usize) -> Vec<usize> {
+        (0..self.len())
+            .filter(|&child| self.0.parent(child) == Some(relay))
+            .collect()
+    }
+
+    /// The neighbour to which `at` sends the copy meant for `to`: `None` when `to` is not below
+    /// `at` in this tree.
+    #[must_use]
+    pub fn next_hop(&self, at: usize, to: usize) -> Option<usize> {
+        let mut hop = to;
+        loop {
+            let before = self.0.parent(hop)?;
+            if before == at {
+                return Some(hop);
+            }
+            hop = before;
+        }
+    }
+
+    /// The next hops at `at` for every destination at once, as [`OutTree::next_hop`].
+    #[must_use]
+    pub fn next_hops(&self, at: usize) -> Vec<Option<usize>> {
+        (0..self.len()).map(|to| self.next_hop(at, to)).collect()
+    }
+
+    /// The cost from the origin to `to` when the tree was made.
+    #[must_use]
+    pub fn cost(&self, to: usize) -> f64 {
+        self.0.cost[to]
+    }
+
+    /// The whole path to `to`, both ends included; `None` where there is no way.
+    #[must_use]
+    pub fn path(&self, to: usize) -> Option<Vec<usize>> {
+        let mut path = self.0.path_to_root(to)?;
+        path.reverse();
+        Some(path)
+    }
+}
+
+/// The in-tree of one destination.
+///
+/// # Panics
+/// When `destination` is out of range, or with 65,535 relays or more.
+#[must_use]
+pub fn in_tree(cost: &CostMatrix, destination: usize, rules: &TreeRules) -> InTree {
+    InTree(Tree::grow(&cost.transposed(), destination, rules))
+}
+
+/// The in-trees of all destinations, by index. O(n²) each.
+#[must_use]
+pub fn in_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<InTree> {
+    let reversed = cost.transposed();
+    (0..cost.len())
+        .map(|to| InTree(Tree::grow(&reversed, to, rules)))
+        .collect()
+}
+
+/// The out-tree of one origin.
+///
+/// # Panics
+/// When `origin` is out of range, or with 65,535 relays or more.
+#[must_use]
+pub fn out_tree(cost: &CostMatrix, origin: usize, rules: &TreeRules) -> OutTree {
+    OutTree(Tree::grow(cost, origin, rules))
+}
+
+/// The out-trees of all origins, by index.
+#[must_use]
+pub fn out_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<OutTree> {
+    (0..cost.len())
+        .map(|from| OutTree(Tree::grow(cost, from, rules)))
+        .collect()
+}
+
+/// A tree hanging from its root, whichever way packets move in it: `away.get(p, c)` is the cost of
+/// the link between a parent `p` and its child `c`. For an out-tree that is the cost matrix, for
+/// an in-tree the cost matrix turned round.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tree {
+    pub(crate) root: usize,
+    parent: Vec<u16>,
+    pub(crate) cost: Vec<f64>,
+}
+
+impl Tree {
+    /// Dijkstra's algorithm on a dense graph, O(n²), that does not go on from relays that are
+    /// already `max_links` from the root or may not be crossed. Among equals the fewer links win,
+    /// then the lower index.
+    pub(crate) fn grow(away: &CostMatrix, root: usize, rules: &TreeRules) -> Self {
+        let n = away.len();
+        assert!(root < n, "relay {root} outside of {n} relays");
+        assert!(
+            n < usize::from(NONE),
+            "{n} relays are more than an index can name"
+        );
+        let mut tree = Self::empty(root, n);
+        let mut depth = vec![0u16; n];
+        // Ascending, so that the first of equals has the lowest index.
+        let mut open: Vec<u16> = (0..n as u16).collect();
+        while let Some(position) = tree.nearest(&open, &depth) {
+            let at = usize::from(open.remove(position));
+            let crossable = at == root || rules.may_cross(at);
+            if !crossable || usize::from(depth[at]) >= rules.max_links {
+                continue;
+            }
+            let (row, base, next_depth) = (away.row(at), tree.cost[at], depth[at] + 1);
+            for &child in &open {
+                let child = usize::from(child);
+                let total = base + row[child];
+                let known = tree.cost[child];
+                if total < known
+                    || (total == known && total.is_finite() && next_depth < depth[child])
+                {
+                    tree.cost[child] = total;
+                    tree.parent[child] = at as u16;
+                    depth[child] = next_depth;
+                }
+            }
+        }
+        tree.reach_the_unreached(away, rules);
+        tree
+    }
+
+    /// A tree that reaches nothing.
+    pub(crate) fn empty(root: usize, n: usize) -> Self {
+        let mut tree = Self {
+            root,
+            parent: vec![NONE; n],
+            cost: vec![f64::INFINITY; n],
+        };
+        tree.cost[root] = 0.0;
+        tree
+    }
+
+    /// Makes room for further relays, which have no way.
+    pub(crate) fn make_room(&mut self, n: usize) {
+        self.parent.resize(n, NONE);
+        self.cost.resize(n, f64::INFINITY);
+    }
+
+    pub(crate) fn parent(&self, relay: usize) -> Option<usize> {
+        let parent = self.parent[relay];
+        (parent != NONE).then_some(usize::from(parent))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.parent.len()
+    }
+
+    pub(crate) fn path_to_root(&self, from: usize) -> Option<Vec<usize>> {
+        let mut path = vec![from];
+        while let Some(next) = self.parent(path[path.len() - 1]) {
+            path.push(next);
+        }
+        (path[path.len() - 1] == self.root).then_some(path)
+    }
+
+    /// Where in `open` the relay with the least (cost, depth, index) is.
+    fn nearest(&self, open: &[u16], depth: &[u16]) -> Option<usize> {
+        let mut best = None;
+        let mut key = (f64::INFINITY, 0);
+        for (position, &relay) in open.iter().enumerate() {
+            let relay = usize::from(relay);
+            let (cost, depth) = (self.cost[relay], depth[relay]);
+            if cost < key.0 || (cost == key.0 && cost.is_finite() && depth < key.1) {
+                key = (cost, depth);
+                best = Some(position);
+            }
+        }
+        best
+    }
+
+    /// In sparse networks the cheapest way to a relay can have so many links that nothing may be
+    /// attached below it, which cuts off relays that a dearer but shorter way would reach. Hang
+    /// those, and what lies between, by the fewest links: their depths only become smaller, and
+    /// links by breadth-first distance cannot close a circle.
+    fn reach_the_unreached(&mut self, away: &CostMatrix, rules: &TreeRules) {
+        let n = self.len();
+        if self.cost.iter().all(|cost| cost.is_finite()) {
+            return;
+        }
+        let fewest = fewest_links(away, self.root, rules);
+        let mut moved = false;
+        for lost in 0..n {
+            if self.cost[lost].is_finite() || fewest[lost] == NONE {
+                continue;
+            }
+            let mut at = lost;
+            while at != self.root {
+                self.parent[at] = fewest[at];
+                at = usize::from(fewest[at]);
+            }
+            moved = true;
+            self.cost[lost] = 0.0; // it has a way now; the sum follows below
+        }
+        if moved {
+            self.cost = self.costs_under(away, None);
+        }
+    }
+
+    /// What each relay's way in this tree costs by other costs than those it was grown from; with
+    /// `rules`, ways that break them cost infinity.
+    pub(crate) fn costs_under(&self, away: &CostMatrix, rules: Option<&TreeRules>) -> Vec<f64> {
+        let n = self.len();
+        let mut costs = vec![f64::NAN; n];
+        costs[self.root] = 0.0;
+        let mut chain = Vec::new();
+        for relay in 0..n {
+            let mut at = relay;
+            while costs[at].is_nan() {
+                let Some(parent) = self.parent(at) else {
+                    costs[at] = f64::INFINITY;
+                    break;
+                };
+                chain.push(at);
+                at = parent;
+            }
+            while let Some(child) = chain.pop() {
+                let parent = self.parent[child];
+                let parent = usize::from(parent);
+                let crossable = parent == self.root || rules.is_none_or(|r| r.may_cross(parent));
+                costs[child] = if crossable {
+                    costs[parent] + away.get(parent, child)
+                } else {
+                    f64::INFINITY
+                };
+            }
+        }
+        costs
+    }
+}
+
+/// Per relay its parent on a way of the fewest links from the root, within the rules.
+fn fewest_links(away: &CostMatrix, root: usize, rules: &TreeRules) -> Vec<u16> {
+    let n = away.len();
+    let mut parent = vec![NONE; n];
+    let mut level = vec![root];
+    let mut reached = vec![false; n];
+    reached[root] = true;
+    for _ in 0..rules.max_links {
+        let mut next = Vec::new();
+        for child in 0..n {
+            if reached[child] {
+                continue;
+            }
+            let nearest = level
+                .iter()
+                .filter(|&&p| away.is_up(p, child) && (p == root || rules.may_cross(p)))
+                .min_by(|&&a, &&b| away.get(a, child).total_cmp(&away.get(b, child)));
+            if let Some(&p) = nearest {
+                parent[child] = p as u16;
+                next.push(child);
+            }
+        }
+        for &child in &next {
+            reached[child] = true;
+        }
+        level = next;
+    }
+    parent
+}
