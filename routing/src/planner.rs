@@ -493,11 +493,13 @@ impl Slot {
         let changed_relays = (0..tree.len())
             .filter(|&relay| tree.parent(relay) != self.tree.parent(relay))
             .count();
+        let forced = now_costs.iter().map(|cost| !cost.is_finite()).collect();
         Candidate {
             tree,
             verdict,
             gain,
             changed_relays,
+            forced,
         }
     }
 
