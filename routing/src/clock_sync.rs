@@ -322,3 +322,160 @@ fn links(raw: &RawDelays) -> Vec<(usize, usize, i64)> {
         .filter_map(|(from, to)| Some((from, to, raw.get(from, to)?)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cost::CostMatrix, paths::best_paths};
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64;
+
+    /// True one-way delays: asymmetric, some links missing (both directions together, as a link
+    /// without answers is not up).
+    fn true_delays(n: usize, rng: &mut Pcg64) -> Vec<Option<i64>> {
+        let mut delays = vec![None; n * n];
+        for a in 0..n {
+            for b in 0..a {
+                if rng.random_bool(0.9) {
+                    delays[a * n + b] = Some(rng.random_range(50..200_000));
+                    delays[b * n + a] = Some(rng.random_range(50..200_000));
+                }
+            }
+        }
+        delays
+    }
+
+    fn measured(n: usize, delays: &[Option<i64>], offsets: &[i64]) -> RawDelays {
+        let mut raw = RawDelays::new(n);
+        for from in 0..n {
+            for to in 0..n {
+                let seen = delays[from * n + to]
+                    .map(|delay| delay.wrapping_add(offsets[to].wrapping_sub(offsets[from])));
+                raw.set(from, to, seen);
+            }
+        }
+        raw
+    }
+
+    fn costs(n: usize, delay: impl Fn(usize, usize) -> Option<i64>) -> CostMatrix {
+        CostMatrix::from_fn(n, |i, j| delay(i, j).map_or(f64::INFINITY, |us| us as f64))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn shortest_paths_are_those_of_the_true_delays_whatever_the_clocks_say(
+            n in 2..=14usize,
+            seed in any::<u64>(),
+            apart in prop_oneof![Just(1_000i64), Just(20_000_000_000), Just(i64::MAX)],
+        ) {
+            let mut rng = Pcg64::seed_from_u64(seed);
+            let delays = true_delays(n, &mut rng);
+            let offsets: Vec<i64> = (0..n).map(|_| rng.random_range(-apart..apart)).collect();
+            let raw = measured(n, &delays, &offsets);
+            let clocks = solve_clocks(&raw);
+            prop_assert_eq!(clocks.clamped(), 0);
+
+            let real = costs(n, |i, j| delays[i * n + j]);
+            let seen = costs(n, |i, j| clocks.one_way_us(&raw, i, j));
+            let (by_real, by_seen) = (best_paths(&real, 4), best_paths(&seen, 4));
+            for from in 0..n {
+                for to in 0..n {
+                    // The same paths, or others that are truly as short.
+                    let chosen = by_seen.path(from, to);
+                    prop_assert_eq!(chosen.is_some(), by_real.path(from, to).is_some());
+                    let Some(chosen) = chosen else { continue };
+                    let true_cost = crate::paths::path_cost(&real, &chosen);
+                    prop_assert_eq!(true_cost, by_real.cost(from, to));
+                    // And every comparison is exact to the microsecond.
+                    let saved = seen.get(from, to) - by_seen.cost(from, to);
+                    let truly = real.get(from, to) - true_cost;
+                    prop_assert!(saved == truly || (saved.is_infinite() && truly.is_infinite()));
+                }
+            }
+        }
+
+        #[test]
+        fn any_numbers_at_all_are_survived(
+            cells in proptest::collection::vec(proptest::option::of(any::<i64>()), 25),
+        ) {
+            let mut raw = RawDelays::new(5);
+            for (cell, value) in cells.iter().enumerate() {
+                raw.set(cell / 5, cell % 5, *value);
+            }
+            let clocks = solve_clocks(&raw);
+            for from in 0..5 {
+                for to in 0..5 {
+                    prop_assert!(clocks.one_way_us(&raw, from, to).is_none_or(|us| us >= 0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn symmetric_networks_give_the_true_offsets_and_delays() {
+        let n = 6;
+        let delays: Vec<Option<i64>> = (0..n * n)
+            .map(|cell| (cell / n != cell % n).then(|| 1_000 * ((cell / n) + (cell % n)) as i64))
+            .collect();
+        let offsets = [0, 7_200_000_000, -3, 55, -9_000_000_000_000, 1];
+        let raw = measured(n, &delays, &offsets);
+        let clocks = solve_clocks(&raw);
+        for from in 0..n {
+            assert_eq!(clocks.offset_us(from), offsets[from]);
+            for to in (0..n).filter(|&to| to != from) {
+                assert_eq!(clocks.one_way_us(&raw, from, to), delays[from * n + to]);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_the_network_without_a_pair_between_them_are_apart() {
+        let mut raw = RawDelays::new(4);
+        for (a, b) in [(0, 1), (2, 3)] {
+            raw.set(a, b, Some(5_000));
+            raw.set(b, a, Some(5_000));
+        }
+        raw.set(1, 2, Some(4_000)); // one way only: says nothing
+        let clocks = solve_clocks(&raw);
+        assert_eq!(
+            (0..4).map(|r| clocks.component(r)).collect::<Vec<_>>(),
+            [0, 0, 2, 2]
+        );
+        assert_eq!(clocks.one_way_us(&raw, 1, 2), None);
+        assert_eq!(clocks.one_way_us(&raw, 2, 3), Some(5_000));
+    }
+
+    #[test]
+    fn one_relay_with_broken_stamps_does_not_spoil_the_others() {
+        let n = 5;
+        let delays: Vec<Option<i64>> = (0..n * n)
+            .map(|cell| (cell / n != cell % n).then_some(10_000))
+            .collect();
+        let mut raw = measured(n, &delays, &[0, 100, 200, 300, 400]);
+        for other in 0..4 {
+            raw.set(4, other, Some(i64::MIN + 17));
+        }
+        let clocks = solve_clocks(&raw);
+        assert_eq!(clocks.one_way_us(&raw, 0, 3), Some(10_000));
+        assert_eq!(clocks.one_way_us(&raw, 0, 4), None);
+    }
+
+    #[test]
+    fn contradictions_by_drift_are_clamped_and_counted() {
+        // The round trip 0-1-2-0 looks 30 µs shorter than nothing.
+        let mut raw = RawDelays::new(3);
+        for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+            raw.set(a, b, Some(-10));
+            raw.set(b, a, Some(200));
+        }
+        let clocks = solve_clocks(&raw);
+        assert!(clocks.clamped() > 0);
+        let around: i64 = [(0, 1), (1, 2), (2, 0)]
+            .iter()
+            .map(|&(a, b)| clocks.one_way_us(&raw, a, b).unwrap())
+            .sum();
+        assert!((0..1_000).contains(&around), "{around}");
+    }
+}

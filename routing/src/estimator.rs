@@ -14,12 +14,13 @@ use std::{collections::VecDeque, time::Duration};
 pub enum LinkState {
     /// Never heard from the peer, or not since it restarted.
     Unknown,
-    /// The peer is heard; not enough round trips yet to route on the link.
+    /// The peer is heard, but there are not enough round trips (yet) to route on the link. A link
+    /// that works in one direction only stays here.
     Warming,
     /// Enough round trips, the last of them recent.
     Up,
-    /// Was heard, and is silent now (in either direction: a peer that hears nothing from us
-    /// returns no fresh echoes).
+    /// Was up and has fallen silent in either direction (a peer that hears nothing from us returns
+    /// no fresh echoes), or was warming and has fallen silent. Heard again, it warms up anew.
     Down,
 }
 
@@ -109,7 +110,7 @@ pub struct LinkEstimate {
     pub rtt_min: Option<Duration>,
     /// Smoothed round-trip time (RFC 6298, α = 1/8).
     pub rtt_smoothed: Option<Duration>,
-    /// Deviation of the round-trip time (RFC 6298's RTTVAR, β = 1/4).
+    /// Mean deviation of the round-trip time (RFC 6298's RTTVAR, β = 1/4, but beginning at 0).
     pub rtt_dev: Option<Duration>,
     /// Loss from the peer to us within the window.
     pub loss_in: Option<LossCount>,
@@ -234,8 +235,8 @@ impl LinkEstimator {
         if let Some(rtt) = sample.rtt {
             let rtt = micros(rtt);
             numbers.rtt.push(now, rtt, rtt_window);
-            numbers.smoothed = Some(smooth(numbers.smoothed, rtt as f64));
             numbers.round_trips = numbers.round_trips.saturating_add(1);
+            numbers.smoothed = Some(smooth(numbers.smoothed, numbers.round_trips, rtt as f64));
             self.round_trip_at = self.awake_us;
             if numbers.round_trips >= self.config.warm_round_trips {
                 self.state = LinkState::Up;
@@ -321,15 +322,16 @@ impl LinkEstimator {
     }
 }
 
-/// RFC 6298, section 2: the deviation first, with the old mean.
-fn smooth(known: Option<(f64, f64)>, rtt: f64) -> (f64, f64) {
-    match known {
-        None => (rtt, rtt / 2.0),
-        Some((mean, dev)) => (
-            mean + (rtt - mean) / 8.0,
-            dev + ((rtt - mean).abs() - dev) / 4.0,
-        ),
-    }
+/// RFC 6298, section 2: the deviation first, with the old mean. Unlike there the first samples are
+/// averaged evenly and the deviation begins at 0 instead of half the RTT: that is caution fit for
+/// a retransmission timer, but here it would read as jitter of a link nobody has seen vary.
+fn smooth(known: Option<(f64, f64)>, count: u32, rtt: f64) -> (f64, f64) {
+    let Some((mean, dev)) = known else {
+        return (rtt, 0.0);
+    };
+    let even = 1.0 / f64::from(count);
+    let dev = dev + even.max(1.0 / 4.0) * ((rtt - mean).abs() - dev);
+    (mean + even.max(1.0 / 8.0) * (rtt - mean), dev)
 }
 
 fn push_count(counts: &mut VecDeque<(u64, Counted)>, now: u64, counted: Counted, window_us: u64) {

@@ -246,8 +246,8 @@ mod tests {
             let best = best_paths(&cost, n);
             for from in 0..n {
                 let reference = dijkstra(&graph, nodes[from], None, |edge| *edge.weight());
-                for to in 0..n {
-                    let optimum = reference.get(&nodes[to]).copied().unwrap_or(f64::INFINITY);
+                for (to, node) in nodes.iter().enumerate() {
+                    let optimum = reference.get(node).copied().unwrap_or(f64::INFINITY);
                     prop_assert_eq!(best.cost(from, to), optimum);
                 }
             }

@@ -35,6 +35,9 @@ pub struct PlannerConfig {
     pub hold: Duration,
     /// How long a next hop that took part in a change by choice is not chosen again.
     pub choice_rest: Duration,
+    /// How long after the first plan changes do not count as choices: the figures of links that
+    /// have only just been measured still get better, and must be followed.
+    pub warm_up: Duration,
     /// How long half of the network must be gone before it is believed.
     pub grace: Duration,
     /// The first plan is made when all links of the expected relays are measured, or when nothing
@@ -54,6 +57,7 @@ impl Default for PlannerConfig {
             total_margin: 0.01,
             hold: Duration::from_millis(1_500),
             choice_rest: Duration::from_secs(60),
+            warm_up: Duration::from_secs(10),
             grace: Duration::from_secs(3),
             settle: Duration::from_secs(1),
             first_plan_within: Duration::from_secs(5),
@@ -112,6 +116,7 @@ pub struct Planner {
     ins: Vec<Slot>,
     outs: Vec<Slot>,
     tables: Option<PlanTables>,
+    first_plan_at: Duration,
     coverage: Coverage,
     baseline: Option<Baseline>,
     absurd_since: Option<Duration>,
@@ -177,6 +182,7 @@ impl Planner {
             ins: Vec::new(),
             outs: Vec::new(),
             tables: None,
+            first_plan_at: Duration::ZERO,
             coverage: Coverage::default(),
             baseline: None,
             absurd_since: None,
@@ -273,6 +279,7 @@ impl Planner {
             self.outs = grown(&cost);
         }
         self.baseline = Some(Baseline::new(input, &cost));
+        self.first_plan_at = input.now;
         let reason = format!(
             "first plan: {live} relays, {links} of {} links measured",
             live * (live - 1)
@@ -346,7 +353,8 @@ impl Planner {
             };
             if due {
                 reasons.push(reason(&self.names, word, &candidate));
-                slot.accept(candidate, input.now);
+                let counts = input.now >= self.first_plan_at + self.config.warm_up;
+                slot.accept(candidate, counts.then_some(input.now));
             }
         }
 
@@ -503,14 +511,16 @@ impl Slot {
         }
     }
 
-    fn accept(&mut self, candidate: Candidate, now: Duration) {
+    /// Takes the candidate; changes by choice are remembered as of `chosen_at`, if they count.
+    fn accept(&mut self, candidate: Candidate, chosen_at: Option<Duration>) {
         for relay in (0..self.tree.len()).filter(|&relay| !candidate.forced[relay]) {
             let (old, new) = (self.tree.parent(relay), candidate.tree.parent(relay));
             if let (Some(old), Some(new)) = (old, new)
                 && old != new
+                && let Some(at) = chosen_at
             {
-                self.chosen.insert((relay, old), now);
-                self.chosen.insert((relay, new), now);
+                self.chosen.insert((relay, old), at);
+                self.chosen.insert((relay, new), at);
             }
         }
         self.tree = candidate.tree;
@@ -589,3 +599,6 @@ impl Baseline {
         (lost > 0 && lost * 2 >= links).then(|| format!("{lost} of {links} links"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,3 +130,55 @@ fn best_three(onto: &[f64], onwards: &[f64], direct: f64, to: usize) -> [u16; CA
     }
     best.map(|(_, hop)| hop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::arbitrary_costs;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whichever_neighbour_fails_the_two_best_ways_around_it_are_there(
+            cost in arbitrary_costs(2..=8),
+            forbidden in proptest::collection::vec(proptest::bool::weighted(0.2), 0..8),
+        ) {
+            let n = cost.len();
+            let rules = TreeRules { no_transit: forbidden, ..TreeRules::default() };
+            let lists = backups(&cost, &rules);
+            let total = |relay, hop, to| cost.get(relay, hop) + cost.get(hop, to);
+            for relay in 0..n {
+                for to in (0..n).filter(|&to| to != relay) {
+                    for failing in 0..n {
+                        let mut all: Vec<f64> = (0..n)
+                            .filter(|&hop| hop != relay && hop != failing)
+                            .filter(|&hop| hop == to || rules.may_cross(hop))
+                            .map(|hop| total(relay, hop, to))
+                            .filter(|cost| cost.is_finite())
+                            .collect();
+                        all.sort_by(f64::total_cmp);
+                        all.truncate(2);
+                        let kept: Vec<usize> =
+                            lists.for_failing(relay, to, failing).take(2).collect();
+                        prop_assert!(!kept.contains(&relay) && !kept.contains(&failing));
+                        let costs: Vec<f64> =
+                            kept.iter().map(|&hop| total(relay, hop, to)).collect();
+                        prop_assert_eq!(costs, all);
+                    }
+                }
+                prop_assert_eq!(lists.candidates(relay, relay).count(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn among_equals_the_direct_link_comes_first_then_lower_indices() {
+        let cost = CostMatrix::from_fn(5, |i, j| match (i, j) {
+            (0, 4) => 2.0,
+            _ => 1.0,
+        });
+        let lists = backups(&cost, &TreeRules::default());
+        assert_eq!(lists.candidates(0, 4).collect::<Vec<_>>(), [4, 1, 2]);
+        assert_eq!(lists.for_failing(0, 4, 4).collect::<Vec<_>>(), [1, 2]);
+    }
+}

@@ -375,3 +375,155 @@ fn fewest_links(away: &CostMatrix, root: usize, rules: &TreeRules) -> Vec<u16> {
     }
     parent
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        MAX_TRANSIT,
+        paths::{best_paths, path_cost},
+        testing::{arbitrary_costs, metric_costs},
+    };
+    use proptest::prelude::*;
+
+    fn bounded(max_links: usize) -> TreeRules {
+        TreeRules {
+            max_links,
+            no_transit: Vec::new(),
+        }
+    }
+
+    /// The cost matrix among the relays that may be crossed, and to and from two ends.
+    fn within(cost: &CostMatrix, rules: &TreeRules, from: usize, to: usize) -> CostMatrix {
+        let usable = |relay: usize| relay == from || relay == to || rules.may_cross(relay);
+        CostMatrix::from_fn(cost.len(), |i, j| match usable(i) && usable(j) {
+            true => cost.get(i, j),
+            false => f64::INFINITY,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_tree_keeps_the_bound_and_the_rules_and_reaches_what_can_be_reached(
+            cost in arbitrary_costs(2..=9),
+            forbidden in proptest::collection::vec(proptest::bool::weighted(0.2), 0..9),
+            max_links in 1..=5usize,
+        ) {
+            let rules = TreeRules { max_links, no_transit: forbidden };
+            for tree in in_trees(&cost, &rules) {
+                let to = tree.destination();
+                for from in 0..cost.len() {
+                    let best = best_paths(&within(&cost, &rules, from, to), max_links - 1);
+                    let Some(path) = tree.path(from) else {
+                        prop_assert_eq!(best.cost(from, to), f64::INFINITY);
+                        prop_assert_eq!(tree.cost(from), f64::INFINITY);
+                        continue;
+                    };
+                    prop_assert!(path.len() - 1 <= max_links, "{:?} is too long", path);
+                    prop_assert_eq!(path_cost(&cost, &path), tree.cost(from));
+                    prop_assert!(tree.cost(from) >= best.cost(from, to));
+                    let transit = path.iter().skip(1).rev().skip(1);
+                    prop_assert!(transit.copied().all(|relay| rules.may_cross(relay)));
+                }
+            }
+        }
+
+        #[test]
+        fn where_the_bound_does_not_bind_a_tree_is_optimal(cost in arbitrary_costs(2..=9)) {
+            let best = best_paths(&cost, cost.len());
+            let free = in_trees(&cost, &bounded(cost.len()));
+            for (tree, free) in in_trees(&cost, &TreeRules::default()).iter().zip(&free) {
+                let longest = (0..cost.len()).filter_map(|from| free.path(from)).map(|p| p.len());
+                let binds = longest.max().unwrap_or(0) > MAX_LINKS + 1;
+                for from in 0..cost.len() {
+                    prop_assert_eq!(free.cost(from), best.cost(from, free.destination()));
+                    if !binds {
+                        prop_assert_eq!(tree.cost(from), free.cost(from));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn an_out_tree_is_the_in_tree_of_the_network_turned_round(cost in arbitrary_costs(2..=8)) {
+            let turned = in_trees(&cost.transposed(), &TreeRules::default());
+            for (out, turned) in out_trees(&cost, &TreeRules::default()).iter().zip(&turned) {
+                for to in 0..cost.len() {
+                    prop_assert_eq!(out.cost(to), turned.cost(to));
+                    prop_assert_eq!(out.previous_hop(to), turned.next_hop(to));
+                    let Some(path) = out.path(to) else { continue };
+                    for link in path.windows(2) {
+                        prop_assert_eq!(out.next_hop(link[0], to), Some(link[1]));
+                        prop_assert_eq!(out.next_hops(link[0])[to], Some(link[1]));
+                        prop_assert!(out.children(link[0]).contains(&link[1]));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn on_networks_like_real_ones_trees_are_within_a_thousandth_of_the_optimum() {
+        for seed in 0..5 {
+            let cost = metric_costs(60, seed, 0.05);
+            let best = best_paths(&cost, MAX_TRANSIT);
+            let (mut trees, mut optimum) = (0.0, 0.0);
+            for tree in in_trees(&cost, &TreeRules::default()) {
+                for from in 0..cost.len() {
+                    let least = best.cost(from, tree.destination());
+                    assert!(
+                        tree.cost(from) <= 1.1 * least,
+                        "{} for {least}",
+                        tree.cost(from)
+                    );
+                    trees += tree.cost(from);
+                    optimum += least;
+                }
+            }
+            assert!(
+                trees <= 1.001 * optimum,
+                "seed {seed}: {trees} for {optimum}"
+            );
+        }
+    }
+
+    #[test]
+    fn on_shared_matrices_when_present_trees_are_within_a_thousandth_of_the_optimum() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+        let Ok(files) = std::fs::read_dir(folder) else {
+            return;
+        };
+        for file in files
+            .flatten()
+            .filter(|f| f.path().extension().is_some_and(|e| e == "csv"))
+        {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let matrix = crate::RttMatrix::parse(&text).unwrap();
+            let cost = CostMatrix::from_rtt(&matrix);
+            let best = best_paths(&cost, MAX_TRANSIT);
+            let (mut trees, mut optimum) = (0.0, 0.0);
+            for tree in in_trees(&cost, &TreeRules::default()) {
+                for from in 0..cost.len() {
+                    trees += tree.cost(from);
+                    optimum += best.cost(from, tree.destination());
+                }
+            }
+            assert!(trees <= 1.001 * optimum, "{file:?}: {trees} for {optimum}");
+        }
+    }
+
+    #[test]
+    fn a_relay_beyond_the_bound_on_its_cheapest_way_is_reached_by_a_shorter_dear_one() {
+        // A chain 6-5-4-3-2-1-0 of cheap links, and a dear link 5→0.
+        let mut cost = CostMatrix::new(7);
+        for relay in 1..7 {
+            cost.set(relay, relay - 1, 1.0);
+        }
+        assert_eq!(in_tree(&cost, 0, &TreeRules::default()).path(6), None);
+        cost.set(5, 0, 100.0);
+        let tree = in_tree(&cost, 0, &TreeRules::default());
+        assert_eq!(tree.path(6), Some(vec![6, 5, 0]));
+        assert_eq!(tree.cost(6), 101.0);
+        assert_eq!(tree.path(4), Some(vec![4, 3, 2, 1, 0]));
+    }
+}
