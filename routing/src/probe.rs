@@ -107,8 +107,8 @@ struct Peer {
 }
 
 impl ProbeSession {
-    /// Begins probing every `interval` under the given discriminator, which must be random and
-    /// different from that of any earlier run.
+    /// Begins probing every `interval` under the given discriminator, which must be random,
+    /// different from that of any earlier run, and not 0 (on the wire that means "no echo").
     #[must_use]
     pub fn new(session: u32, interval: Duration, config: EstimatorConfig) -> Self {
         Self {
