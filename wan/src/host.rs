@@ -1,0 +1,435 @@
+//! Hosts: clocks, tasks and ports of one machine on the network.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime};
+use rand::{Rng as _, SeedableRng};
+use tokio::task::AbortHandle;
+use tradewind_host::{Host, Rng};
+
+use crate::{
+    Core, HostClock, PlaceId,
+    clock::ClockState,
+    link::{Fate, nanoseconds},
+    socket::{Datagram, SocketShared, WanSocket, wildcards},
+    timer::WanTimer,
+};
+
+/// One machine on the network: a [`Host`] with addresses, a clock and sockets of its own.
+///
+/// Dropping the handle does not take the host off the network; [`WanHost::kill`] does.
+pub struct WanHost {
+    node: Arc<HostNode>,
+    core: Arc<Core>,
+    runtime: Arc<WanRuntime>,
+}
+
+impl WanHost {
+    pub(crate) fn new(core: Arc<Core>, node: Arc<HostNode>) -> Self {
+        let runtime = Arc::new(WanRuntime {
+            core: core.clone(),
+            node: node.clone(),
+        });
+        Self {
+            node,
+            core,
+            runtime,
+        }
+    }
+
+    /// The host's IPv4 address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.node.ip4.into()
+    }
+
+    /// The host's IPv6 address.
+    #[must_use]
+    pub fn ip6(&self) -> IpAddr {
+        self.node.ip6.into()
+    }
+
+    /// Where the host is.
+    #[must_use]
+    pub fn place(&self) -> PlaceId {
+        self.node.place
+    }
+
+    /// Sets the one-way delay between this host and its place's exit, both ways, on top of the
+    /// links' (0 at first): for hosts that are not next to it.
+    pub fn set_access_delay(&self, one_way: Duration) {
+        self.node.access_ns.store(nanoseconds(one_way), Relaxed);
+    }
+
+    /// Has the host's clock run `drift_ppm` too fast from now on; timers follow.
+    pub fn set_drift(&self, drift_ppm: f64) {
+        self.node
+            .clock_state()
+            .set_drift(drift_ppm, self.core.engine.now_ns());
+        self.core.engine.rearm(&self.node);
+    }
+
+    /// Steps the wall clock by so many microseconds (negative: back), as when somebody sets it.
+    /// The monotonic clock goes on undisturbed.
+    pub fn step_wall_clock(&self, by_us: i64) {
+        self.node.wall_step_us.fetch_add(by_us, Relaxed);
+    }
+
+    /// Kills the process on this host, as a power cut would: its tasks are aborted, its sockets
+    /// never send or receive again, its ports are free, and packets that arrive are lost (counted
+    /// as `dead_host`) until [`WanHost::revive`]. Timers it had armed may still complete for who
+    /// holds them from outside.
+    pub fn kill(&self) {
+        self.node.alive.store(false, Relaxed);
+        let sockets = std::mem::take(&mut self.node.ports().sockets);
+        for socket in sockets.into_values() {
+            socket.close();
+        }
+        let tasks = std::mem::take(&mut self.node.tasks().running);
+        for task in tasks.into_values().flatten() {
+            task.abort();
+        }
+    }
+
+    /// Lets a killed host be used again: new sockets and tasks, as after a boot. Those from before
+    /// stay dead.
+    pub fn revive(&self) {
+        self.node.alive.store(true, Relaxed);
+    }
+
+    /// Whether the host has not been killed, or has been revived.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.node.is_alive()
+    }
+
+    /// How many tasks run on the host.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.node.tasks().running.len()
+    }
+}
+
+impl fmt::Debug for WanHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WanHost({})", self.node.ip4)
+    }
+}
+
+impl Host for WanHost {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.runtime.clone()
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        let host_ns = self.node.clock().host_ns(self.core.engine.now_ns());
+        let step_ns = self.node.wall_step_us.load(Relaxed).saturating_mul(1000);
+        let elapsed_ns = host_ns.saturating_add(step_ns);
+        let by = Duration::from_nanos(elapsed_ns.unsigned_abs());
+        let base = self.core.wall_base();
+        if elapsed_ns < 0 { base - by } else { base + by }
+    }
+
+    fn bind_udp(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        if !self.node.is_alive() {
+            return Err(io::Error::new(
+                io::ErrorKind::NetworkDown,
+                format!(
+                    "cannot bind {address}: host {} has been killed",
+                    self.node.ip4
+                ),
+            ));
+        }
+        let shared = self.node.bind(address)?;
+        Ok(Arc::new(WanSocket::new(
+            self.core.clone(),
+            self.node.clone(),
+            shared,
+        )))
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        self.node
+            .rng
+            .lock()
+            .expect("no code panics while it holds a generator")
+            .fill_bytes(&mut seed);
+        seed
+    }
+}
+
+/// What the network itself knows of a host.
+pub(crate) struct HostNode {
+    pub(crate) index: u32,
+    pub(crate) place: PlaceId,
+    ip4: Ipv4Addr,
+    ip6: Ipv6Addr,
+    access_ns: AtomicU64,
+    clock: Mutex<ClockState>,
+    wall_step_us: AtomicI64,
+    rng: Mutex<Rng>,
+    alive: AtomicBool,
+    ports: Mutex<Ports>,
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Ports {
+    /// By port and bound address, which may be unspecified.
+    sockets: BTreeMap<(u16, IpAddr), Arc<SocketShared>>,
+    last_given: u16,
+}
+
+#[derive(Default)]
+struct Tasks {
+    next_id: u64,
+    /// `None` while a task is being started.
+    running: BTreeMap<u64, Option<AbortHandle>>,
+}
+
+/// Ports given to who asks for any (RFC 6335, section 6).
+const FIRST_DYNAMIC_PORT: u16 = 49_152;
+
+impl HostNode {
+    pub(crate) fn new(index: u32, place: PlaceId, clock: HostClock, seed: [u8; 32]) -> Self {
+        let number = index + 1;
+        Self {
+            index,
+            place,
+            ip4: Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() | (number & 0xff_ffff)),
+            ip6: Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(number)),
+            access_ns: AtomicU64::new(0),
+            clock: Mutex::new(ClockState::new(clock)),
+            wall_step_us: AtomicI64::new(0),
+            rng: Mutex::new(Rng::from_seed(seed)),
+            alive: AtomicBool::new(true),
+            ports: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// A host at no place that only lends its exact clock.
+    pub(crate) fn observer() -> Self {
+        Self::new(u32::MAX - 1, PlaceId::NOWHERE, HostClock::EXACT, [0; 32])
+    }
+
+    pub(crate) fn addresses(&self) -> [IpAddr; 2] {
+        [self.ip4.into(), self.ip6.into()]
+    }
+
+    pub(crate) fn owns(&self, ip: IpAddr) -> bool {
+        self.addresses().contains(&ip)
+    }
+
+    /// The own address of the same family as `peer`.
+    pub(crate) fn address_like(&self, peer: IpAddr) -> IpAddr {
+        match peer {
+            IpAddr::V4(_) => self.ip4.into(),
+            IpAddr::V6(_) => self.ip6.into(),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Relaxed)
+    }
+
+    pub(crate) fn access_ns(&self) -> u64 {
+        self.access_ns.load(Relaxed)
+    }
+
+    pub(crate) fn clock(&self) -> ClockState {
+        *self.clock_state()
+    }
+
+    fn clock_state(&self) -> MutexGuard<'_, ClockState> {
+        self.clock
+            .lock()
+            .expect("no code panics while it holds a clock")
+    }
+
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports
+            .lock()
+            .expect("no code panics while it holds the ports")
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks
+            .lock()
+            .expect("no code panics while it holds the tasks")
+    }
+
+    /// A packet has arrived.
+    pub(crate) fn deliver(&self, datagram: Datagram) -> Fate {
+        if !self.is_alive() {
+            return Fate::DeadHost;
+        }
+        let (ip, port) = (datagram.destination.ip(), datagram.destination.port());
+        let socket = {
+            let ports = self.ports();
+            std::iter::once(&ip)
+                .chain(wildcards(ip))
+                .find_map(|&bound| ports.sockets.get(&(port, bound)).cloned())
+        };
+        socket.map_or(Fate::NoSocket, |socket| socket.deliver(datagram))
+    }
+
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<SocketShared>> {
+        let ip = address.ip();
+        if !ip.is_unspecified() && !self.owns(ip) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!(
+                    "cannot bind {address}: host {} has no such address",
+                    self.ip4
+                ),
+            ));
+        }
+        let mut ports = self.ports();
+        let port = match address.port() {
+            0 => ports.any_free(ip).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("cannot bind {address}: all ports are in use"),
+                )
+            })?,
+            port if ports.is_busy(ip, port) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("cannot bind {address}: the port is in use; choose another, or 0"),
+                ));
+            }
+            port => port,
+        };
+        let shared = Arc::new(SocketShared::new(SocketAddr::new(ip, port)));
+        ports.sockets.insert((port, ip), shared.clone());
+        Ok(shared)
+    }
+
+    /// A socket is gone; its port is free, unless another has it since.
+    pub(crate) fn release(&self, local: SocketAddr, shared: &Arc<SocketShared>) {
+        let key = (local.port(), local.ip());
+        let mut ports = self.ports();
+        if ports
+            .sockets
+            .get(&key)
+            .is_some_and(|socket| Arc::ptr_eq(socket, shared))
+        {
+            ports.sockets.remove(&key);
+        }
+    }
+}
+
+impl fmt::Debug for HostNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostNode({})", self.ip4)
+    }
+}
+
+impl Ports {
+    /// Whether a socket there is already would share packets with one bound to `ip`. An
+    /// unspecified IPv6 address is dual-stack, as on Linux.
+    fn is_busy(&self, ip: IpAddr, port: u16) -> bool {
+        let lowest = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let highest = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
+        let mut bound = self
+            .sockets
+            .range((port, lowest)..=(port, highest))
+            .map(|(key, _)| key.1);
+        let takes = |wild: IpAddr, ip: IpAddr| wildcards(ip).contains(&wild);
+        bound.any(|other| other == ip || takes(other, ip) || takes(ip, other))
+    }
+
+    fn any_free(&mut self, ip: IpAddr) -> Option<u16> {
+        let dynamic = u16::MAX - FIRST_DYNAMIC_PORT + 1;
+        let first = self.last_given.wrapping_add(1).max(FIRST_DYNAMIC_PORT);
+        let free = (0..dynamic)
+            .map(|step| FIRST_DYNAMIC_PORT + (first - FIRST_DYNAMIC_PORT + step) % dynamic)
+            .find(|&port| !self.is_busy(ip, port))?;
+        self.last_given = free;
+        Some(free)
+    }
+}
+
+/// A host's clock, timers and tasks as quinn wants them.
+#[derive(Debug)]
+struct WanRuntime {
+    core: Arc<Core>,
+    node: Arc<HostNode>,
+}
+
+impl Runtime for WanRuntime {
+    fn new_timer(&self, deadline: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        Box::pin(WanTimer::new(
+            self.core.clone(),
+            self.node.clone(),
+            deadline,
+        ))
+    }
+
+    /// Starts a task on the tokio runtime of the caller, or else on the network's. On a killed
+    /// host nothing starts.
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        if !self.node.is_alive() {
+            return;
+        }
+        let id = {
+            let mut tasks = self.node.tasks();
+            tasks.next_id += 1;
+            let id = tasks.next_id;
+            tasks.running.insert(id, None);
+            id
+        };
+        let ended = TaskEnd {
+            node: self.node.clone(),
+            id,
+        };
+        let task = self.core.tokio().spawn(async move {
+            let _ended = ended;
+            future.await;
+        });
+        match self.node.tasks().running.get_mut(&id) {
+            Some(entry) => *entry = Some(task.abort_handle()),
+            // It has ended already, or the host has been killed meanwhile.
+            None => task.abort(),
+        }
+    }
+
+    fn wrap_udp_socket(&self, _: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a host on an emulated network has no kernel sockets; use Host::bind_udp",
+        ))
+    }
+
+    fn now(&self) -> Instant {
+        self.core
+            .instant_of(self.node.clock().host_ns(self.core.engine.now_ns()))
+    }
+}
+
+/// Takes a task off its host's list when it ends, however it ends.
+struct TaskEnd {
+    node: Arc<HostNode>,
+    id: u64,
+}
+
+impl Drop for TaskEnd {
+    fn drop(&mut self) {
+        let entry = self.node.tasks().running.remove(&self.id);
+        drop(entry);
+    }
+}
