@@ -1,0 +1,2 @@
+//! The controller's service.
+fn main() {}

@@ -1,0 +1,339 @@
+//! What the relays say about their links, and what follows for each directed link.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tradewind_proto::{
+    LinkKey, RelayIndex, Uplink,
+    control::{LinkState, link_state::State},
+};
+use tradewind_routing::{
+    CostMatrix, CostTerms, CostWeights, LinkMetrics, RawDelays, cost::confident_loss, link_cost,
+    solve_clocks,
+};
+
+use super::registry::Registry;
+
+/// A statement that was not repeated for this long says nothing about the link any more, if its
+/// relay is still online; and no clock difference older than this is used.
+pub(super) const VIEW_LIFETIME: Duration = Duration::from_secs(10);
+
+/// How many probes a share of loss is taken to stem from: a relay's window has about as many.
+const LOSS_PROBES: u64 = 50;
+
+/// Whether a directed link can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Usable {
+    /// Nobody knows, or not yet.
+    Unknown,
+    Yes,
+    /// One of its ends says that it is down.
+    Down,
+}
+
+/// What one end of a link says about it.
+#[derive(Debug, Clone, Default)]
+struct View {
+    at: Duration,
+    state: State,
+    rtt_min_us: Option<u32>,
+    rtt_deviation_us: u32,
+    loss_in_ppm: u32,
+    loss_out_ppm: u32,
+    /// (peer to reporter, reporter to peer)
+    raw_us: Option<(i64, i64)>,
+    packets_received: u64,
+    /// The peer's process has restarted and this end has not noticed yet: what it says is about
+    /// the peer's earlier life.
+    outlived: bool,
+}
+
+/// Everything said, by (who says it, about the links to and from whom, over which uplink).
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    views: BTreeMap<(RelayIndex, RelayIndex, Uplink), View>,
+}
+
+/// What a report changed about the links of its relay.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// A link that could be used cannot be any more.
+    pub(super) failed: bool,
+    /// A link can be used that could not.
+    pub(super) gained: bool,
+}
+
+/// The numbers of one directed link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Measured {
+    pub(super) key: LinkKey,
+    pub(super) usable: Usable,
+    /// In the frame of the solved clocks: exact in comparisons between whole paths.
+    pub(super) one_way_ms: Option<f64>,
+    pub(super) rtt_ms: Option<f64>,
+    pub(super) loss: f64,
+    /// `None` unless usable and measured.
+    pub(super) cost: Option<CostTerms>,
+}
+
+/// All directed links at one moment, dense: of each pair the uplink that costs least.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    n: usize,
+    links: Vec<Option<Measured>>,
+    pub(super) cost: CostMatrix,
+    /// Links whose delay is contradicted by others: noise, drift.
+    pub(super) clamped: usize,
+}
+
+impl Links {
+    /// Takes in what `reporter` says about its links with `peer`.
+    pub(super) fn update(
+        &mut self,
+        now: Duration,
+        reporter: RelayIndex,
+        peer: RelayIndex,
+        uplink: Uplink,
+        link: &LinkState,
+        registry: &Registry,
+    ) -> Changes {
+        let before = self.usable_both(now, reporter, peer, uplink, registry);
+        let view = self.views.entry((reporter, peer, uplink)).or_default();
+        let begun_anew = link.packets_received < view.packets_received;
+        let up = link.state() == State::Up;
+        if view.outlived && (!up || begun_anew || now >= view.at + VIEW_LIFETIME) {
+            view.outlived = false;
+        }
+        *view = View {
+            // While it is about the past it also keeps its age, so that it ends.
+            at: if view.outlived { view.at } else { now },
+            state: link.state(),
+            rtt_min_us: (up && link.rtt_min_us > 0).then_some(link.rtt_min_us),
+            rtt_deviation_us: link.rtt_deviation_us,
+            loss_in_ppm: link.loss_in_ppm,
+            loss_out_ppm: link.loss_out_ppm,
+            raw_us: (up && link.raw_known).then_some((link.raw_in_us, link.raw_out_us)),
+            packets_received: link.packets_received,
+            outlived: view.outlived,
+        };
+        let after = self.usable_both(now, reporter, peer, uplink, registry);
+        Changes {
+            failed: before == Usable::Yes && after != Usable::Yes,
+            gained: before != Usable::Yes && after == Usable::Yes,
+        }
+    }
+
+    /// The process of `relay` has restarted: what it said is void, and what others say about it
+    /// is about its earlier life until they notice.
+    pub(super) fn restarted(&mut self, relay: RelayIndex) {
+        self.views.retain(|&(reporter, _, _), _| reporter != relay);
+        for (&(_, peer, _), view) in &mut self.views {
+            if peer == relay && view.state == State::Up {
+                view.outlived = true;
+            }
+        }
+    }
+
+    /// Per relay, whether any of its links can be used.
+    pub(super) fn reachable(&self, now: Duration, registry: &Registry) -> Vec<bool> {
+        let mut reachable = vec![false; registry.len()];
+        for &(a, b, uplink) in self.views.keys() {
+            let known = reachable[a.as_usize()] && reachable[b.as_usize()];
+            if !known && self.usable_both(now, a, b, uplink, registry) == Usable::Yes {
+                reachable[a.as_usize()] = true;
+                reachable[b.as_usize()] = true;
+            }
+        }
+        reachable
+    }
+
+    /// All links with their costs. `busy` is each relay's share of time at work.
+    pub(super) fn matrix(
+        &self,
+        now: Duration,
+        registry: &Registry,
+        weights: &CostWeights,
+    ) -> Matrix {
+        let n = registry.len();
+        // Per uplink its raw differences; and of each directed link the least of them, which the
+        // clocks are solved on.
+        let mut by_uplink: BTreeMap<Uplink, RawDelays> = BTreeMap::new();
+        let mut least = RawDelays::new(n);
+        let mut keys: Vec<LinkKey> = Vec::new();
+        for &(reporter, peer, uplink) in self.views.keys() {
+            let there = LinkKey { from: reporter, to: peer, uplink };
+            keys.push(there);
+            if !self.views.contains_key(&(peer, reporter, uplink)) {
+                keys.push(LinkKey { from: peer, to: reporter, uplink });
+            }
+        }
+        for &key in &keys {
+            let Some(raw) = self.raw_us(now, key, registry) else { continue };
+            let (from, to) = (key.from.as_usize(), key.to.as_usize());
+            by_uplink
+                .entry(key.uplink)
+                .or_insert_with(|| RawDelays::new(n))
+                .set(from, to, Some(raw));
+            if least.get(from, to).is_none_or(|known| raw.wrapping_sub(known) < 0) {
+                least.set(from, to, Some(raw));
+            }
+        }
+        let clocks = solve_clocks(&least);
+
+        let mut matrix = Matrix {
+            n,
+            links: vec![None; n * n],
+            cost: CostMatrix::new(n),
+            clamped: clocks.clamped(),
+        };
+        for key in keys {
+            let one_way_us = by_uplink
+                .get(&key.uplink)
+                .and_then(|raw| clocks.one_way_us(raw, key.from.as_usize(), key.to.as_usize()));
+            let busy = registry.get(key.to).busy_permille;
+            let measured =
+                self.measure(now, key, registry, one_way_us, f64::from(busy) / 1_000.0, weights);
+            matrix.offer(measured);
+        }
+        matrix
+    }
+
+    fn measure(
+        &self,
+        now: Duration,
+        key: LinkKey,
+        registry: &Registry,
+        one_way_us: Option<i64>,
+        utilisation: f64,
+        weights: &CostWeights,
+    ) -> Measured {
+        let usable = self.usable_both(now, key.from, key.to, key.uplink, registry);
+        let (receiver, sender) = self.ends(now, key, registry);
+        let best = receiver.or(sender);
+        let rtt_us = [receiver, sender]
+            .into_iter()
+            .flatten()
+            .filter_map(|view| view.rtt_min_us)
+            .min();
+        let loss_ppm = receiver
+            .map(|view| view.loss_in_ppm)
+            .or(sender.map(|view| view.loss_out_ppm))
+            .unwrap_or(0);
+        let loss = (f64::from(loss_ppm) / 1e6).clamp(0.0, 1.0);
+        let rtt_ms = rtt_us.map(|us| f64::from(us) / 1_000.0);
+        let one_way_ms = one_way_us.map(|us| us as f64 / 1_000.0);
+        let delay_ms = one_way_ms.or(rtt_ms.map(|rtt| rtt / 2.0));
+        let cost = match (usable, delay_ms) {
+            (Usable::Yes, Some(delay_ms)) => {
+                let lost = (loss * LOSS_PROBES as f64).round() as u64;
+                let metrics = LinkMetrics {
+                    delay_ms,
+                    rtt_dev_ms: best
+                        .map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
+                    loss: confident_loss(lost, LOSS_PROBES),
+                    utilisation,
+                    price_ms: 0.0,
+                };
+                Some(link_cost(&metrics, weights)).filter(|terms| terms.total().is_finite())
+            }
+            _ => None,
+        };
+        Measured {
+            key,
+            usable,
+            one_way_ms: one_way_ms.filter(|_| usable == Usable::Yes),
+            rtt_ms: rtt_ms.filter(|_| usable == Usable::Yes),
+            loss,
+            cost,
+        }
+    }
+
+    /// What the link's receiving and sending end say, as far as it counts.
+    fn ends(
+        &self,
+        now: Duration,
+        key: LinkKey,
+        registry: &Registry,
+    ) -> (Option<&View>, Option<&View>) {
+        let receiver = self.views.get(&(key.to, key.from, key.uplink));
+        let sender = self.views.get(&(key.from, key.to, key.uplink));
+        let (to, from) = (registry.get(key.to).is_online(), registry.get(key.from).is_online());
+        // An online relay speaks for itself every second; one that is offline is quoted only
+        // where nobody else can say anything.
+        let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
+        let receiver_counts = receiver.filter(|view| if to { fresh(view) } else { !from });
+        let sender_counts = sender.filter(|view| if from { fresh(view) } else { !to });
+        match (receiver_counts, sender_counts) {
+            (None, None) => (
+                receiver.filter(|_| !to && sender.is_none()),
+                sender.filter(|_| !from && receiver.is_none()),
+            ),
+            ends => ends,
+        }
+    }
+
+    /// One connection carries both directions: what stops one stops the other.
+    fn usable_both(
+        &self,
+        now: Duration,
+        a: RelayIndex,
+        b: RelayIndex,
+        uplink: Uplink,
+        registry: &Registry,
+    ) -> Usable {
+        let (one, other) = self.ends(now, LinkKey { from: a, to: b, uplink }, registry);
+        let mut combined = Usable::Unknown;
+        let mut doubt = false;
+        for view in [one, other].into_iter().flatten() {
+            match view.state {
+                State::Down => return Usable::Down,
+                _ if view.outlived => return Usable::Down,
+                State::Up => combined = Usable::Yes,
+                State::Unknown | State::Unspecified => doubt = true,
+            }
+        }
+        if doubt { Usable::Unknown } else { combined }
+    }
+
+    /// The raw one-way difference: the receiver's own, else what its peer was told.
+    fn raw_us(&self, now: Duration, key: LinkKey, registry: &Registry) -> Option<i64> {
+        if self.usable_both(now, key.from, key.to, key.uplink, registry) != Usable::Yes {
+            return None;
+        }
+        let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
+        let (receiver, sender) = self.ends(now, key, registry);
+        let received = receiver.filter(fresh).and_then(|view| view.raw_us).map(|(inward, _)| inward);
+        let sent = sender.filter(fresh).and_then(|view| view.raw_us).map(|(_, outward)| outward);
+        received.or(sent)
+    }
+}
+
+impl Matrix {
+    /// The link from `from` to `to`, if anything was ever said about one.
+    pub(super) fn get(&self, from: usize, to: usize) -> Option<&Measured> {
+        self.links[from * self.n + to].as_ref()
+    }
+
+    /// The uplink to take from `from` to `to`.
+    pub(super) fn uplink(&self, from: usize, to: usize) -> Uplink {
+        self.get(from, to).map_or(Uplink::default(), |link| link.key.uplink)
+    }
+
+    /// How many directed links can be used.
+    pub(super) fn usable(&self) -> usize {
+        self.cost.link_count()
+    }
+
+    fn offer(&mut self, measured: Measured) {
+        let (from, to) = (measured.key.from.as_usize(), measured.key.to.as_usize());
+        let total = |link: &Measured| link.cost.map_or(f64::INFINITY, |terms| terms.total());
+        let cell = &mut self.links[from * self.n + to];
+        let better = cell.is_none_or(|known| {
+            total(&measured) < total(&known)
+                || (known.cost.is_none() && measured.usable == Usable::Yes)
+        });
+        if better {
+            *cell = Some(measured);
+            self.cost.set(from, to, total(&measured));
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Who is there: relays by name and by their stable dense index.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use tradewind_proto::{
+    PlanId, RelayIndex,
+    control::{Register, RelayInfo},
+};
+use tradewind_trust::check_relay_name;
+
+use super::ConnectionId;
+use crate::state::SavedRelay;
+
+/// Longest region or software version, in bytes.
+const MAX_TEXT: usize = 128;
+/// Most addresses of one kind that a relay may state.
+const MAX_ADDRESSES: usize = 16;
+
+/// All relays ever known, in the order of their indices.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    relays: Vec<Relay>,
+    by_name: BTreeMap<String, RelayIndex>,
+    by_connection: BTreeMap<ConnectionId, RelayIndex>,
+}
+
+/// What is known of one relay.
+#[derive(Debug, Clone)]
+pub(super) struct Relay {
+    pub(super) saved: SavedRelay,
+    pub(super) software: String,
+    pub(super) connection: Option<ConnectionId>,
+    /// Since when it is online, or offline.
+    pub(super) since: Duration,
+    pub(super) draining: bool,
+    /// Did not acknowledge a plan in time: no transit until it acknowledges one.
+    pub(super) silent: bool,
+    pub(super) sessions: u32,
+    pub(super) busy_permille: u32,
+    /// Newest plan it has acknowledged.
+    pub(super) held: Option<PlanId>,
+    /// Sequence of its last report in this incarnation.
+    pub(super) last_report: Option<u64>,
+    /// Since when it has been offline with no link up.
+    pub(super) dead_since: Option<Duration>,
+}
+
+/// What became of a registration.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) index: RelayIndex,
+    /// The relay's earlier connection, which this one replaces.
+    pub(super) replaced: Option<ConnectionId>,
+    /// Whether anything to be kept on disk has changed.
+    pub(super) changed: bool,
+    /// Whether its process has restarted (or is new).
+    pub(super) restarted: bool,
+}
+
+impl Registry {
+    pub(super) fn from_saved(saved: Vec<SavedRelay>) -> Self {
+        let mut registry = Self::default();
+        for relay in saved {
+            registry.add(relay);
+        }
+        registry
+    }
+
+    /// Takes in a relay whose certificate is that of its name.
+    ///
+    /// # Errors
+    /// What is wrong, in words for the relay's operator.
+    pub(super) fn admit(
+        &mut self,
+        now: Duration,
+        connection: ConnectionId,
+        register: Register,
+        max_relays: usize,
+    ) -> Result<Admitted, String> {
+        check_relay_name(&register.name).map_err(|error| error.to_string())?;
+        let saved = checked(&register)?;
+        let (index, is_new) = match self.by_name.get(&saved.name) {
+            Some(&index) => (index, false),
+            None if self.relays.len() >= max_relays => {
+                return Err(format!(
+                    "the network has {max_relays} relays, which is the limit (max_relays)"
+                ));
+            }
+            None => (self.add(saved.clone()), true),
+        };
+        let relay = &mut self.relays[index.as_usize()];
+        let changed = is_new || relay.saved != saved;
+        let restarted = is_new || relay.saved.incarnation != saved.incarnation;
+        if restarted {
+            relay.last_report = None;
+            relay.draining = false;
+        }
+        relay.saved = saved;
+        relay.software = register.software;
+        relay.held = register.held.as_ref().and_then(|held| held.id());
+        relay.since = now;
+        relay.silent = false;
+        relay.dead_since = None;
+        let replaced = relay.connection.replace(connection);
+        if let Some(old) = replaced {
+            self.by_connection.remove(&old);
+        }
+        self.by_connection.insert(connection, index);
+        Ok(Admitted { index, replaced, changed, restarted })
+    }
+
+    /// The relay whose connection ended, unless it has a newer one.
+    pub(super) fn disconnect(
+        &mut self,
+        now: Duration,
+        connection: ConnectionId,
+    ) -> Option<RelayIndex> {
+        let index = self.by_connection.remove(&connection)?;
+        let relay = &mut self.relays[index.as_usize()];
+        relay.connection = None;
+        relay.since = now;
+        Some(index)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.relays.len()
+    }
+
+    pub(super) fn index_of(&self, name: &str) -> Option<RelayIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn of_connection(&self, connection: ConnectionId) -> Option<RelayIndex> {
+        self.by_connection.get(&connection).copied()
+    }
+
+    pub(super) fn get(&self, index: RelayIndex) -> &Relay {
+        &self.relays[index.as_usize()]
+    }
+
+    pub(super) fn get_mut(&mut self, index: RelayIndex) -> &mut Relay {
+        &mut self.relays[index.as_usize()]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (RelayIndex, &Relay)> {
+        self.relays.iter().enumerate().map(|(i, relay)| (RelayIndex(i as u16), relay))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (RelayIndex, &mut Relay)> {
+        self.relays.iter_mut().enumerate().map(|(i, relay)| (RelayIndex(i as u16), relay))
+    }
+
+    /// The relays that are connected now.
+    pub(super) fn online(&self) -> impl Iterator<Item = (RelayIndex, ConnectionId)> {
+        self.by_connection.iter().map(|(&connection, &index)| (index, connection))
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.relays.iter().map(|relay| relay.saved.name.clone()).collect()
+    }
+
+    pub(super) fn to_saved(&self) -> Vec<SavedRelay> {
+        self.relays.iter().map(|relay| relay.saved.clone()).collect()
+    }
+
+    fn add(&mut self, saved: SavedRelay) -> RelayIndex {
+        let index = RelayIndex(self.relays.len() as u16);
+        self.by_name.insert(saved.name.clone(), index);
+        self.relays.push(Relay {
+            saved,
+            software: String::new(),
+            connection: None,
+            since: Duration::ZERO,
+            draining: false,
+            silent: false,
+            sessions: 0,
+            busy_permille: 0,
+            held: None,
+            last_report: None,
+            dead_since: None,
+        });
+        index
+    }
+}
+
+impl Relay {
+    pub(super) fn is_online(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.saved.name
+    }
+
+    pub(super) fn info(&self, index: RelayIndex) -> RelayInfo {
+        RelayInfo {
+            index: u32::from(index.0),
+            name: self.saved.name.clone(),
+            region: self.saved.region.clone(),
+            client_addresses: self.saved.client_addresses.clone(),
+            link_addresses: self.saved.link_addresses.clone(),
+            draining: self.draining,
+            incarnation: self.saved.incarnation,
+        }
+    }
+}
+
+/// What the relay says of itself, if it is fit to be stored and told to others.
+fn checked(register: &Register) -> Result<SavedRelay, String> {
+    for (what, text) in [("region", &register.region), ("software", &register.software)] {
+        if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+            return Err(format!("{what} must be at most {MAX_TEXT} bytes that print"));
+        }
+    }
+    for (what, addresses) in [
+        ("client", &register.client_addresses),
+        ("link", &register.link_addresses),
+    ] {
+        if addresses.len() > MAX_ADDRESSES {
+            return Err(format!("at most {MAX_ADDRESSES} {what} addresses are taken"));
+        }
+        for address in addresses {
+            let parsed: SocketAddr = address
+                .parse()
+                .map_err(|_| format!("{what} address `{address}` is not `ip:port`"))?;
+            if parsed.ip().is_unspecified() || parsed.port() == 0 {
+                return Err(format!(
+                    "{what} address `{address}` cannot be reached by others: state the address \
+                     and port that they shall use"
+                ));
+            }
+        }
+    }
+    let degrees = |value: f64, limit: f64| match value.is_finite() && value.abs() <= limit {
+        true => Ok(value),
+        false => Err(format!("{value} is no coordinate in degrees")),
+    };
+    Ok(SavedRelay {
+        name: register.name.clone(),
+        region: register.region.clone(),
+        client_addresses: register.client_addresses.clone(),
+        link_addresses: register.link_addresses.clone(),
+        latitude: degrees(register.latitude, 90.0)?,
+        longitude: degrees(register.longitude, 180.0)?,
+        incarnation: register.incarnation,
+    })
+}
