@@ -21,6 +21,12 @@ impl RelayIndex {
     }
 }
 
+impl Default for RelayIndex {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl fmt::Display for RelayIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{}", self.0)

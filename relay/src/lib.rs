@@ -1,1 +1,26 @@
-//! x
+//! A Tradewind relay: the node that forwards packets.
+//!
+//! The data plane is made of shards ([`shard`](crate)): single-threaded values that drive
+//! `quinn-proto` themselves, without locks or tasks of their own. A control task talks to the
+//! controller and publishes immutable tables to them. See `docs/architecture.md`.
+
+mod controller_link;
+mod debug;
+mod directory;
+mod driver;
+mod enrol;
+mod forwarder;
+mod metrics;
+mod packet;
+mod queue;
+mod relay;
+mod resolve;
+mod shard;
+mod store;
+mod tables;
+mod transport;
+
+pub use debug::{LinkView, PlanView};
+pub use enrol::{EnrolError, Enrolment, enrol};
+pub use relay::{Placement, Relay, RelaySettings, StartError};
+pub use resolve::{ResolveError, resolve};

@@ -24,8 +24,10 @@ pub struct Probe {
     pub echo_sent_us: u64,
     /// When it came (this sender's clock).
     pub echo_received_us: u64,
-    /// How many probes of that session have come in all.
+    /// How many different probes of that session have come in all.
     pub received: u32,
+    /// How often the sender probes this link now, microseconds.
+    pub interval_us: u32,
     /// Oldest plan this relay still stamps: what it names must be kept.
     pub oldest_stamped: PlanId,
 }
@@ -47,6 +49,7 @@ impl Probe {
             discriminator: u32_at(bytes, 4),
             sequence: u32_at(bytes, 8),
             received: u32_at(bytes, 12),
+            interval_us: u32_at(bytes, 56),
             sent_us: u64_at(bytes, 16),
             echo_discriminator: u32_at(bytes, 24),
             echo_sequence: u32_at(bytes, 28),
@@ -74,6 +77,7 @@ impl Probe {
         out[40..48].copy_from_slice(&self.echo_received_us.to_be_bytes());
         out[48..50].copy_from_slice(&self.oldest_stamped.epoch.to_be_bytes());
         out[50..54].copy_from_slice(&self.oldest_stamped.number.to_be_bytes());
+        out[56..60].copy_from_slice(&self.interval_us.to_be_bytes());
         out
     }
 }

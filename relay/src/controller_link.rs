@@ -1,0 +1,387 @@
+//! The control task: talks to the controller, keeps the tables, publishes them to the shards.
+//!
+//! The relay forwards on what it holds for as long as the controller is away.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use rand::RngExt;
+use tokio::sync::{mpsc, watch};
+use tradewind_host::{Host, Rng};
+use tradewind_proto::{
+    ALPN_CONTROL, FrameReader, MAX_CONTROL_FRAME, PlanId, RelayIndex,
+    control::{
+        self, ControllerToRelay, HeldState, Leaving, LinkReport, PlanHeld, Register, RelayLoad,
+        RelayToController, controller_to_relay, relay_to_controller,
+    },
+    frame_message,
+};
+use tradewind_trust::{CONTROLLER_NAME, Identity, Roots, TokenKeys, TrustError, tls};
+
+use crate::{
+    metrics::Metrics,
+    resolve::resolve,
+    shard::{Command, News, SOFTWARE},
+    store::Store,
+    tables::{Member, Plan, Tables},
+};
+
+/// Longest wait before the controller is tried again.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// How long connecting may take.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the relay tells the controller of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Introduction {
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) client_addresses: Vec<SocketAddr>,
+    pub(crate) link_addresses: Vec<SocketAddr>,
+    pub(crate) latitude: f64,
+    pub(crate) longitude: f64,
+}
+
+/// How the rest of the relay sees the control task.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Status {
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) controller_connected: bool,
+}
+
+/// The control task.
+pub(crate) struct ControlTask {
+    pub(crate) host: Arc<dyn Host>,
+    /// `host:port` each; tried in turn.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) introduction: Introduction,
+    pub(crate) identity: Identity,
+    pub(crate) roots: Roots,
+    pub(crate) store: Option<Store>,
+    pub(crate) shards: Vec<mpsc::Sender<Command>>,
+    pub(crate) news: mpsc::Receiver<News>,
+    pub(crate) draining: watch::Receiver<bool>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Why the controller is not connected (any more).
+#[derive(Debug, thiserror::Error)]
+enum Away {
+    #[error("{0}")]
+    Resolve(#[from] crate::resolve::ResolveError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("cannot open a socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error("cannot dial: {0}")]
+    Dial(#[from] quinn::ConnectError),
+    #[error("{0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("no answer within {CONNECT_PATIENCE:?}")]
+    Timeout,
+    #[error("sending: {0}")]
+    Write(#[from] quinn::WriteError),
+    #[error("receiving: {0}")]
+    Read(#[from] quinn::ReadError),
+    #[error("the controller ended the control stream")]
+    Ended,
+    #[error("a message cannot be read: {0}")]
+    Frame(#[from] tradewind_proto::FrameError),
+    #[error("a message cannot be decoded: {0}")]
+    Decode(#[from] prost::DecodeError),
+    #[error("the controller refused this relay: {0}")]
+    Refused(String),
+    #[error(
+        "the controller is of epoch {0}, a newer one ({1}) has been seen: it was restored from an old state"
+    )]
+    OldEpoch(u32, u32),
+}
+
+/// Everything that the tables are made from, in the form it came and is kept.
+#[derive(Debug, Default)]
+struct Held {
+    state: HeldState,
+    tables: Tables,
+}
+
+impl ControlTask {
+    /// Runs until the relay ends.
+    pub(crate) async fn run(mut self) {
+        let mut rng = self.host.rng();
+        let mut held = Held::default();
+        if let Some(state) = self.store.as_ref().and_then(Store::load) {
+            held.restore(state);
+            self.publish(&held).await;
+            tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
+        }
+        let incarnation: u64 = rng.random();
+        let mut wait = FIRST_RETRY;
+        for attempt in 0.. {
+            let address = &self.controllers[attempt % self.controllers.len()].clone();
+            let before = self.host.now();
+            let away = match self.converse(address, incarnation, &mut held).await {
+                Ok(()) => return,
+                Err(away) => away,
+            };
+            self.set_connected(false);
+            if self.host.now() - before > LAST_RETRY * 2 {
+                wait = FIRST_RETRY;
+            }
+            tracing::warn!(controller = %address, reason = %away, "the controller is away");
+            self.pause(wait, &mut rng).await;
+            wait = (wait * 2).min(LAST_RETRY);
+        }
+    }
+
+    /// One connection to the controller, from register to its end.
+    async fn converse(
+        &mut self,
+        address: &str,
+        incarnation: u64,
+        held: &mut Held,
+    ) -> Result<(), Away> {
+        let host = self.host.clone();
+        let remote = resolve(address).await?;
+        let local: SocketAddr = if remote.is_ipv4() {
+            ([0, 0, 0, 0], 0).into()
+        } else {
+            ([0_u16; 8], 0).into()
+        };
+        let endpoint = host.quic_endpoint(local, None)?;
+        let config = tls::mtls_client_config(
+            &self.identity,
+            &self.roots,
+            &[ALPN_CONTROL],
+            tls::host_clock(host.clone()),
+        )?;
+        let mut client = quinn::ClientConfig::new(tls::quic_client(config)?);
+        client.transport_config(Arc::new(transport()));
+        let connecting = endpoint.connect_with(client, remote, CONTROLLER_NAME)?;
+        let connection = host
+            .timeout(CONNECT_PATIENCE, connecting)
+            .await
+            .map_err(|_| Away::Timeout)??;
+        let (mut send, mut receive) = connection.open_bi().await?;
+        let register = self.register(incarnation, held);
+        write(&mut send, relay_to_controller::Body::Register(register)).await?;
+
+        let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
+        let mut report = 0;
+        let mut leaving_told = false;
+        loop {
+            tokio::select! {
+                biased;
+                chunk = receive.read_chunk(usize::MAX, true) => {
+                    let chunk = chunk?.ok_or(Away::Ended)?;
+                    frames.push(chunk.bytes);
+                    while let Some(frame) = frames.next_frame()? {
+                        let message = ControllerToRelay::decode(frame)?;
+                        if let Some(answer) = self.take(message, held).await? {
+                            write(&mut send, answer).await?;
+                        }
+                    }
+                }
+                news = self.news.recv() => {
+                    let Some(News::Links { links, sessions }) = news else {
+                        return Ok(());
+                    };
+                    report += 1;
+                    let body = relay_to_controller::Body::LinkReport(LinkReport {
+                        sequence: report,
+                        links,
+                        load: Some(RelayLoad {
+                            sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+                            busy_permille: 0,
+                            draining: *self.draining.borrow(),
+                        }),
+                    });
+                    write(&mut send, body).await?;
+                }
+                changed = self.draining.changed(), if !leaving_told => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    leaving_told = true;
+                    write(&mut send, relay_to_controller::Body::Leaving(Leaving {})).await?;
+                }
+            }
+        }
+    }
+
+    /// Takes a message of the controller; gives the answer.
+    async fn take(
+        &mut self,
+        message: ControllerToRelay,
+        held: &mut Held,
+    ) -> Result<Option<relay_to_controller::Body>, Away> {
+        use controller_to_relay::Body;
+        match message.body {
+            Some(Body::Registered(registered)) => {
+                if registered.epoch < held.state.epoch {
+                    return Err(Away::OldEpoch(registered.epoch, held.state.epoch));
+                }
+                held.register(registered.index, registered.epoch);
+                self.set_connected(true);
+                tracing::info!(index = registered.index, "registered with the controller");
+            }
+            Some(Body::Refused(refused)) => return Err(Away::Refused(refused.reason)),
+            Some(Body::RelayList(list)) => held.take_relays(list),
+            Some(Body::TokenKeys(keys)) => held.take_keys(keys),
+            Some(Body::PlanPart(part)) => {
+                match Plan::from_part(&part) {
+                    // A plan of a controller before the one we know of is not taken.
+                    Ok(plan) if u32::from(plan.id.epoch) < held.state.epoch => {}
+                    Ok(plan) => {
+                        let id = plan.id;
+                        held.tables.hold(plan);
+                        self.publish(held).await;
+                        return Ok(Some(relay_to_controller::Body::PlanHeld(PlanHeld {
+                            plan: Some(id.into()),
+                        })));
+                    }
+                    Err(error) => tracing::error!(%error, "plan refused"),
+                }
+                return Ok(None);
+            }
+            Some(Body::Activate(activate)) => {
+                let id = activate.plan.and_then(|name| name.id());
+                let activated = id.is_some_and(|id| held.activate(id));
+                if !activated {
+                    let id = id.unwrap_or(PlanId::NONE);
+                    tracing::warn!(plan = %id, "not activated: not held, or older than the present one");
+                    return Ok(None);
+                }
+                tracing::debug!(plan = %held.tables.active, "activated");
+            }
+            None => return Ok(None),
+        }
+        self.publish(held).await;
+        if let Some(store) = &self.store {
+            store.save(&held.state);
+        }
+        Ok(None)
+    }
+
+    fn register(&self, incarnation: u64, held: &Held) -> Register {
+        let text = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect();
+        let own = &self.introduction;
+        Register {
+            name: own.name.clone(),
+            region: own.region.clone(),
+            software: SOFTWARE.to_owned(),
+            client_addresses: text(&own.client_addresses),
+            link_addresses: text(&own.link_addresses),
+            incarnation,
+            held: Some(held.tables.active.into()),
+            latitude: own.latitude,
+            longitude: own.longitude,
+        }
+    }
+
+    async fn publish(&self, held: &Held) {
+        let tables = Arc::new(held.tables.clone());
+        self.status
+            .send_modify(|status| status.tables = tables.clone());
+        for shard in &self.shards {
+            // A shard that is no more needs none.
+            let _ = shard.send(Command::Tables(tables.clone())).await;
+        }
+    }
+
+    fn set_connected(&self, connected: bool) {
+        self.metrics.controller_connected.set(i64::from(connected));
+        self.status
+            .send_modify(|status| status.controller_connected = connected);
+    }
+
+    /// Waits about `time`, taking what the shards tell meanwhile (it is of no use later).
+    async fn pause(&mut self, time: Duration, rng: &mut Rng) {
+        let until = self.host.now() + time.mul_f64(rng.random_range(0.5..1.0));
+        let host = self.host.clone();
+        let sleep = host.sleep_until(until);
+        tokio::pin!(sleep);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut sleep => return,
+                news = self.news.recv() => if news.is_none() { return },
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Takes what was kept on disk.
+    fn restore(&mut self, state: HeldState) {
+        self.register(state.index, state.epoch);
+        if let Some(relays) = state.relays {
+            self.take_relays(relays);
+        }
+        if let Some(keys) = state.keys {
+            self.take_keys(keys);
+        }
+        if let Some(Ok(plan)) = state.plan.as_ref().map(Plan::from_part) {
+            let id = plan.id;
+            self.tables.hold(plan);
+            self.activate(id);
+        }
+    }
+
+    fn register(&mut self, index: u32, epoch: u32) {
+        self.tables.me = u16::try_from(index).map_or(RelayIndex::NONE, RelayIndex);
+        self.state.index = index;
+        self.state.epoch = epoch;
+    }
+
+    fn take_relays(&mut self, list: control::RelayList) {
+        self.tables.members = list
+            .relays
+            .iter()
+            .filter_map(Member::from_info)
+            .map(|member| (member.index, Arc::new(member)))
+            .collect();
+        self.state.relays = Some(list);
+    }
+
+    fn take_keys(&mut self, list: control::TokenKeys) {
+        let mut keys = TokenKeys::default();
+        for key in &list.keys {
+            match <[u8; 32]>::try_from(key.public_key.as_slice()) {
+                Ok(public) => keys.insert(key.kid.clone(), public),
+                Err(_) => tracing::error!(kid = %key.kid, "a token key has not 32 bytes"),
+            }
+        }
+        self.tables.keys = Arc::new(keys);
+        self.state.keys = Some(list);
+    }
+
+    fn activate(&mut self, id: PlanId) -> bool {
+        let activated = self.tables.activate(id);
+        if activated {
+            self.state.plan = self.tables.active_plan().map(|plan| plan.part.clone());
+        }
+        activated
+    }
+}
+
+/// Keep-alives find a dead controller within seconds; nothing waits for them.
+fn transport() -> quinn::TransportConfig {
+    let mut config = quinn::TransportConfig::default();
+    config
+        .keep_alive_interval(Some(Duration::from_secs(2)))
+        .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(
+            8_000,
+        ))));
+    config
+}
+
+async fn write(
+    send: &mut quinn::SendStream,
+    body: relay_to_controller::Body,
+) -> Result<(), quinn::WriteError> {
+    let frame: Bytes = frame_message(&RelayToController { body: Some(body) });
+    send.write_chunk(frame).await
+}

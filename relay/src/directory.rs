@@ -1,0 +1,206 @@
+//! Who is where: this relay's part of the directory, as one of the homes of some users.
+//!
+//! Soft state: edges own the truth about their sessions and announce it again before its lease ends.
+//! Shared by the shards, off the per-packet way.
+
+use std::{
+    hash::{Hash, Hasher},
+    time::{Duration, Instant},
+};
+
+use dashmap::DashMap;
+use rustc_hash::{FxBuildHasher, FxHasher};
+use tradewind_proto::{Locator, RelayIndex, UserKey};
+
+/// Homes of a key.
+pub(crate) const HOMES: usize = 3;
+/// How long an announcement holds unless it is repeated.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+/// How often edges repeat it.
+pub(crate) const RENEWAL: Duration = Duration::from_secs(3);
+/// How long an edge may use an answer.
+pub(crate) const ANSWER_LEASE: Duration = Duration::from_secs(2);
+/// How long a home says "ask again" instead of "nowhere" after the set of relays has changed: edges
+/// announce at once when they learn of it.
+pub(crate) const WARM_UP: Duration = Duration::from_secs(2);
+/// Sessions of one user that a home remembers.
+const MAX_SESSIONS: usize = 16;
+/// Users a home remembers; beyond it new ones are not taken.
+const MAX_USERS: usize = 4_000_000;
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    locator: Locator,
+    until: Instant,
+}
+
+/// The entries of which this relay is a home.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    /// Newest session first.
+    users: DashMap<UserKey, Vec<Entry>, FxBuildHasher>,
+}
+
+impl Directory {
+    /// Takes an announcement. A session not known before becomes the user's newest. `false` when
+    /// there is no room.
+    pub(crate) fn announce(
+        &self,
+        user: UserKey,
+        locator: Locator,
+        lease: Duration,
+        now: Instant,
+    ) -> bool {
+        if self.users.len() >= MAX_USERS && !self.users.contains_key(&user) {
+            return false;
+        }
+        let until = now + lease.min(LEASE);
+        let mut entries = self.users.entry(user).or_default();
+        entries.retain(|entry| entry.until > now);
+        match entries.iter_mut().find(|entry| entry.locator == locator) {
+            Some(entry) => entry.until = until,
+            None => {
+                entries.insert(0, Entry { locator, until });
+                entries.truncate(MAX_SESSIONS);
+            }
+        }
+        true
+    }
+
+    /// Forgets a session.
+    pub(crate) fn withdraw(&self, user: &UserKey, locator: Locator) {
+        self.users.remove_if_mut(user, |_, entries| {
+            entries.retain(|entry| entry.locator != locator);
+            entries.is_empty()
+        });
+    }
+
+    /// The sessions of a user, newest first.
+    pub(crate) fn lookup(&self, user: &UserKey, now: Instant) -> Vec<Locator> {
+        self.users.get(user).map_or_else(Vec::new, |entries| {
+            entries
+                .iter()
+                .filter(|entry| entry.until > now)
+                .map(|entry| entry.locator)
+                .collect()
+        })
+    }
+
+    /// Forgets what has run out.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.users.retain(|_, entries| {
+            entries.retain(|entry| entry.until > now);
+            !entries.is_empty()
+        });
+    }
+
+    /// Users in it.
+    pub(crate) fn len(&self) -> usize {
+        self.users.len()
+    }
+}
+
+/// The homes of a key among `relays`, best first, by rendezvous hashing (Thaler and Ravishankar,
+/// 1998): when a relay comes or goes only the keys of which it is a home move.
+pub(crate) fn homes(key: &UserKey, relays: &[RelayIndex]) -> Vec<RelayIndex> {
+    let mut ranked: Vec<(u64, RelayIndex)> = relays
+        .iter()
+        .map(|&relay| {
+            // Every relay must come to the same result, on every machine and in every version:
+            // FxHasher over plain bytes is stable, std's default is not.
+            let mut hasher = FxHasher::default();
+            hasher.write(key.app.as_bytes());
+            hasher.write_u8(0xff);
+            hasher.write(key.user.as_bytes());
+            relay.0.hash(&mut hasher);
+            (mix(hasher.finish()), relay)
+        })
+        .collect();
+    ranked.sort_unstable_by(|a, b| b.cmp(a));
+    ranked.truncate(HOMES);
+    ranked.into_iter().map(|(_, relay)| relay).collect()
+}
+
+/// The finaliser of MurmurHash3: spreads every input bit over every output bit, which FxHasher does
+/// not.
+fn mix(mut x: u64) -> u64 {
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(n: u32) -> UserKey {
+        UserKey {
+            app: "chat".into(),
+            user: format!("user-{n}"),
+        }
+    }
+
+    fn locator(relay: u16, slot: u32) -> Locator {
+        Locator {
+            relay: RelayIndex(relay),
+            slot,
+            generation: 7,
+        }
+    }
+
+    #[allow(clippy::disallowed_methods)] // any instant will do
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn the_newest_session_of_a_user_comes_first_and_renewing_does_not_change_that() {
+        let now = start();
+        let directory = Directory::default();
+        for slot in [1, 2, 1] {
+            assert!(directory.announce(user(1), locator(3, slot), LEASE, now));
+        }
+        assert_eq!(
+            directory.lookup(&user(1), now),
+            [locator(3, 2), locator(3, 1)]
+        );
+        directory.withdraw(&user(1), locator(3, 2));
+        assert_eq!(directory.lookup(&user(1), now), [locator(3, 1)]);
+    }
+
+    #[test]
+    fn an_announcement_ends_with_its_lease() {
+        let now = start();
+        let directory = Directory::default();
+        assert!(directory.announce(user(1), locator(3, 1), LEASE, now));
+        assert!(directory.lookup(&user(1), now + LEASE).is_empty());
+        directory.sweep(now + LEASE);
+        assert_eq!(directory.len(), 0);
+    }
+
+    #[test]
+    fn homes_are_spread_evenly_and_few_move_when_a_relay_leaves() {
+        let all: Vec<RelayIndex> = (0..20).map(RelayIndex).collect();
+        let fewer: Vec<RelayIndex> = (0..19).map(RelayIndex).collect();
+        let mut count = [0_u32; 20];
+        let mut moved = 0;
+        for n in 0..4_000 {
+            let before = homes(&user(n), &all);
+            assert_eq!(before.len(), HOMES);
+            for relay in &before {
+                count[relay.as_usize()] += 1;
+            }
+            let after = homes(&user(n), &fewer);
+            if before.contains(&RelayIndex(19)) {
+                moved += 1;
+            } else {
+                assert_eq!(before, after);
+            }
+        }
+        // Each is a home of 3/20 of the users: 600, with a standard deviation of some 23.
+        assert!(count.iter().all(|&n| (480..=720).contains(&n)), "{count:?}");
+        assert_eq!(moved, count[19]);
+    }
+}

@@ -1,0 +1,191 @@
+//! What the relay counts. Labels: class, reason, port; never a user or group.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+use tradewind_proto::{Class, DropReason};
+
+/// All metrics of a relay, with the label values resolved beforehand: counting a packet is one
+/// atomic addition.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) registry: Registry,
+    ingress: Vec<IntCounter>,
+    transit: Vec<IntCounter>,
+    egress: Vec<IntCounter>,
+    transit_bytes: Vec<IntCounter>,
+    egress_bytes: Vec<IntCounter>,
+    drops: Vec<IntCounter>,
+    delivery_age: Vec<Histogram>,
+    stay: Histogram,
+    pub(crate) deflections: IntCounter,
+    pub(crate) unknown_plans: IntCounter,
+    pub(crate) sessions: IntGauge,
+    pub(crate) sessions_accepted: IntCounter,
+    pub(crate) sessions_refused: IntCounter,
+    pub(crate) links_up: IntGauge,
+    pub(crate) link_changes: IntCounter,
+    pub(crate) queue_packets: IntGauge,
+    pub(crate) directory_users: IntGauge,
+    pub(crate) plan_epoch: IntGauge,
+    pub(crate) plan_number: IntGauge,
+    pub(crate) controller_connected: IntGauge,
+}
+
+impl Metrics {
+    /// Makes and registers them.
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let by_class = |name: &str, help: &str| -> Result<Vec<IntCounter>, prometheus::Error> {
+            let family = IntCounterVec::new(Opts::new(name, help), &["class"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(Class::ALL
+                .map(|class| family.with_label_values(&[class.name()]))
+                .to_vec())
+        };
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let drops = IntCounterVec::new(
+            Opts::new(
+                "tradewind_relay_dropped_packets_total",
+                "Packets not forwarded, by reason.",
+            ),
+            &["reason"],
+        )?;
+        registry.register(Box::new(drops.clone()))?;
+        let age = HistogramVec::new(
+            HistogramOpts::new(
+                "tradewind_relay_delivery_age_seconds",
+                "Estimated age of packets when they left this relay for a client.",
+            )
+            .buckets(vec![
+                0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0,
+            ]),
+            &["class"],
+        )?;
+        registry.register(Box::new(age.clone()))?;
+        let stay = Histogram::with_opts(
+            HistogramOpts::new(
+                "tradewind_relay_stay_seconds",
+                "Time between a packet's arrival and its hand-over to QUIC.",
+            )
+            .buckets(vec![
+                0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05,
+                0.2, 1.0,
+            ]),
+        )?;
+        registry.register(Box::new(stay.clone()))?;
+        Ok(Self {
+            ingress: by_class(
+                "tradewind_relay_ingress_packets_total",
+                "Packets taken from clients.",
+            )?,
+            transit: by_class(
+                "tradewind_relay_forwarded_packets_total",
+                "Packets handed to links.",
+            )?,
+            egress: by_class(
+                "tradewind_relay_delivered_packets_total",
+                "Packets handed to clients.",
+            )?,
+            transit_bytes: by_class(
+                "tradewind_relay_forwarded_payload_bytes_total",
+                "Payload handed to links.",
+            )?,
+            egress_bytes: by_class(
+                "tradewind_relay_delivered_payload_bytes_total",
+                "Payload handed to clients.",
+            )?,
+            drops: DropReason::ALL
+                .map(|reason| drops.with_label_values(&[reason.name()]))
+                .to_vec(),
+            delivery_age: Class::ALL
+                .map(|class| age.with_label_values(&[class.name()]))
+                .to_vec(),
+            stay,
+            deflections: counter(
+                "tradewind_relay_deflected_packets_total",
+                "Packets that left their tree here because the next hop was down.",
+            )?,
+            unknown_plans: counter(
+                "tradewind_relay_unknown_plan_packets_total",
+                "Packets stamped with a plan not held here; they went by the direct link.",
+            )?,
+            sessions: gauge("tradewind_relay_sessions", "Client sessions now.")?,
+            sessions_accepted: counter(
+                "tradewind_relay_accepted_sessions_total",
+                "Client sessions accepted.",
+            )?,
+            sessions_refused: counter(
+                "tradewind_relay_refused_sessions_total",
+                "Client connections refused (token, capacity, protocol).",
+            )?,
+            links_up: gauge(
+                "tradewind_relay_links_up",
+                "Links to other relays that are up.",
+            )?,
+            link_changes: counter(
+                "tradewind_relay_link_state_changes_total",
+                "Times that a link went up or down.",
+            )?,
+            queue_packets: gauge(
+                "tradewind_relay_queued_packets",
+                "Packets waiting in all queues.",
+            )?,
+            directory_users: gauge(
+                "tradewind_relay_directory_users",
+                "Users of which this relay is a home and knows where they are.",
+            )?,
+            plan_epoch: gauge(
+                "tradewind_relay_plan_epoch",
+                "Epoch of the plan stamped now.",
+            )?,
+            plan_number: gauge(
+                "tradewind_relay_plan_number",
+                "Number of the plan stamped now.",
+            )?,
+            controller_connected: gauge(
+                "tradewind_relay_controller_connected",
+                "Whether the controller is connected (1) or away (0).",
+            )?,
+            registry: registry.clone(),
+        })
+    }
+
+    pub(crate) fn count_ingress(&self, class: Class) {
+        self.ingress[class as usize].inc();
+    }
+
+    pub(crate) fn count_forwarded(&self, class: Class, bytes: usize, stay: Duration) {
+        self.transit[class as usize].inc();
+        self.transit_bytes[class as usize].inc_by(bytes as u64);
+        self.stay.observe(stay.as_secs_f64());
+    }
+
+    pub(crate) fn count_delivered(
+        &self,
+        class: Class,
+        bytes: usize,
+        stay: Duration,
+        age: Duration,
+    ) {
+        self.egress[class as usize].inc();
+        self.egress_bytes[class as usize].inc_by(bytes as u64);
+        self.stay.observe(stay.as_secs_f64());
+        self.delivery_age[class as usize].observe(age.as_secs_f64());
+    }
+
+    pub(crate) fn count_drop(&self, reason: DropReason) {
+        self.drops[reason as usize].inc();
+    }
+}

@@ -1,0 +1,221 @@
+//! A packet while it is inside the relay: what came, and how it leaves. The payload stays where QUIC
+//! put it; only headers are written anew.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tradewind_proto::{
+    RelayIndex,
+    packet::{AccessHeader, HeaderError, LinkHeader, Trace, TraceRecord},
+};
+
+/// A packet between its arrival and its leaving.
+#[derive(Debug, Clone)]
+pub(crate) struct Packet {
+    /// The header for links. On packets from a session it is set by this edge.
+    pub(crate) header: LinkHeader,
+    /// The hops so far, of a flagged packet.
+    pub(crate) trace: Option<Box<Trace>>,
+    /// What came, headers included.
+    raw: Bytes,
+    /// Where the payload begins in `raw`.
+    payload_at: usize,
+    /// When it came; `header.age_us` is its age then.
+    pub(crate) arrived: Instant,
+    /// The packet left its tree here.
+    pub(crate) deflected: bool,
+}
+
+impl Packet {
+    /// A packet that came over a link.
+    pub(crate) fn from_link(raw: Bytes, now: Instant) -> Result<Self, HeaderError> {
+        let header = LinkHeader::decode(&raw)?;
+        let mut payload_at = LinkHeader::LEN;
+        let mut trace = None;
+        if header.trace {
+            trace = Some(Box::new(Trace::decode(&raw[payload_at..])?));
+            payload_at += Trace::LEN;
+        }
+        Ok(Self {
+            header,
+            trace,
+            raw,
+            payload_at,
+            arrived: now,
+            deflected: false,
+        })
+    }
+
+    /// A packet whose payload begins at `payload_at` in `raw`, with a header made here.
+    pub(crate) fn new(header: LinkHeader, raw: Bytes, payload_at: usize, now: Instant) -> Self {
+        Self {
+            header,
+            trace: header.trace.then(Box::default),
+            raw,
+            payload_at,
+            arrived: now,
+            deflected: false,
+        }
+    }
+
+    /// The application's bytes.
+    pub(crate) fn payload(&self) -> Bytes {
+        self.raw.slice(self.payload_at..)
+    }
+
+    /// Length of the payload, in bytes.
+    pub(crate) fn payload_len(&self) -> usize {
+        self.raw.len() - self.payload_at
+    }
+
+    /// Its age at `now`.
+    pub(crate) fn age_at(&self, now: Instant) -> Duration {
+        Duration::from_micros(u64::from(self.header.age_us))
+            + now.saturating_duration_since(self.arrived)
+    }
+
+    /// As a datagram over a link.
+    pub(crate) fn into_link_datagram(mut self, me: RelayIndex, now: Instant) -> Bytes {
+        let mut head = [0; LinkHeader::LEN + Trace::LEN];
+        let length = self.write_link_head(&mut head, me, now);
+        self.with_head(&head[..length])
+    }
+
+    /// As a frame on a stream of a link: its length and headers, then its payload.
+    pub(crate) fn into_link_frame(mut self, me: RelayIndex, now: Instant) -> [Bytes; 2] {
+        let mut head = [0; LinkHeader::LEN + Trace::LEN];
+        let length = self.write_link_head(&mut head, me, now);
+        self.framed(&head[..length])
+    }
+
+    /// As a datagram to a client.
+    pub(crate) fn into_access_datagram(
+        mut self,
+        handle: u32,
+        leg: Duration,
+        me: RelayIndex,
+        now: Instant,
+    ) -> Bytes {
+        let mut head = [0; AccessHeader::LEN + Trace::LEN];
+        let length = self.write_access_head(&mut head, handle, leg, me, now);
+        self.with_head(&head[..length])
+    }
+
+    /// As a frame on a stream to a client.
+    pub(crate) fn into_access_frame(
+        mut self,
+        handle: u32,
+        leg: Duration,
+        me: RelayIndex,
+        now: Instant,
+    ) -> [Bytes; 2] {
+        let mut head = [0; AccessHeader::LEN + Trace::LEN];
+        let length = self.write_access_head(&mut head, handle, leg, me, now);
+        self.framed(&head[..length])
+    }
+
+    /// Bytes that a datagram over a link will have.
+    pub(crate) fn link_len(&self) -> usize {
+        let trace = if self.trace.is_some() { Trace::LEN } else { 0 };
+        LinkHeader::LEN + trace + self.payload_len()
+    }
+
+    /// Bytes that a datagram to a client will have.
+    pub(crate) fn access_len(&self) -> usize {
+        let trace = if self.trace.is_some() { Trace::LEN } else { 0 };
+        AccessHeader::LEN + trace + self.payload_len()
+    }
+
+    /// Notes this relay in the trace of a flagged packet.
+    pub(crate) fn record_hop(&mut self, me: RelayIndex, now: Instant) {
+        let hop = TraceRecord {
+            relay: me,
+            uplink: self.header.uplink,
+            deflected: self.deflected,
+            age_us: micros(self.age_at(now)),
+        };
+        if let Some(trace) = &mut self.trace
+            && trace.hops.len() < tradewind_proto::packet::MAX_HOPS
+        {
+            trace.hops.push(hop);
+        }
+    }
+
+    fn write_link_head(&mut self, head: &mut [u8], me: RelayIndex, now: Instant) -> usize {
+        self.record_hop(me, now);
+        let mut header = self.header;
+        header.age_us = micros(self.age_at(now));
+        header.encode(head);
+        self.write_trace(head, LinkHeader::LEN)
+    }
+
+    fn write_access_head(
+        &mut self,
+        head: &mut [u8],
+        handle: u32,
+        leg: Duration,
+        me: RelayIndex,
+        now: Instant,
+    ) -> usize {
+        self.record_hop(me, now);
+        AccessHeader {
+            kind: self.header.kind,
+            class: self.header.class,
+            trace: self.trace.is_some(),
+            path_change: self.header.path_change,
+            handle,
+            flow: self.header.flow,
+            sequence: self.header.sequence,
+            age_us: micros(self.age_at(now) + leg),
+        }
+        .encode(head);
+        self.write_trace(head, AccessHeader::LEN)
+    }
+
+    fn write_trace(&self, head: &mut [u8], at: usize) -> usize {
+        match &self.trace {
+            Some(trace) => {
+                head[at..at + Trace::LEN].copy_from_slice(&trace.encode());
+                at + Trace::LEN
+            }
+            None => at,
+        }
+    }
+
+    /// `head`, then the payload, contiguous as QUIC's DATAGRAM frame wants it. In place when nobody
+    /// else holds the buffer and the new head is no longer than the old one; one copy otherwise
+    /// (always at the ingress edge, whose clients send a shorter header).
+    fn with_head(mut self, head: &[u8]) -> Bytes {
+        if head.len() > self.payload_at {
+            return joined(head, &self.raw[self.payload_at..]);
+        }
+        self.raw.advance(self.payload_at - head.len());
+        match self.raw.try_into_mut() {
+            Ok(mut own) => {
+                own[..head.len()].copy_from_slice(head);
+                own.freeze()
+            }
+            Err(shared) => joined(head, &shared[head.len()..]),
+        }
+    }
+
+    /// The length of the frame and `head`, then the payload; nothing of the payload is copied.
+    fn framed(&self, head: &[u8]) -> [Bytes; 2] {
+        let length = (head.len() + self.payload_len()) as u32;
+        let mut first = BytesMut::with_capacity(4 + head.len());
+        first.extend_from_slice(&length.to_be_bytes());
+        first.extend_from_slice(head);
+        [first.freeze(), self.payload()]
+    }
+}
+
+fn joined(head: &[u8], payload: &[u8]) -> Bytes {
+    let mut whole = BytesMut::with_capacity(head.len() + payload.len());
+    whole.extend_from_slice(head);
+    whole.extend_from_slice(payload);
+    whole.freeze()
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,423 @@
+//! A running relay: its shards, its control task, and the handle to them.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use prometheus::Registry;
+use tokio::sync::{mpsc, oneshot, watch};
+use tradewind_host::Host;
+use tradewind_proto::{PlanId, RelayIndex};
+use tradewind_trust::{Identity, Roots, TrustError, check_relay_name, tls};
+
+use crate::{
+    controller_link::{ControlTask, Introduction, Status},
+    debug::{LinkView, PlanView},
+    directory::Directory,
+    driver::{Driver, Socket},
+    metrics::Metrics,
+    shard::{Command, Inspection, Limits, News, Port, Shard, ShardConfig},
+    store::Store,
+    transport,
+};
+
+/// Everything a relay needs to know to start.
+#[derive(Debug, Clone)]
+pub struct RelaySettings {
+    /// Stable name, unique in the network.
+    pub name: String,
+    /// Region, for operators and policy.
+    pub region: String,
+    /// Where to listen for clients. Port 0 takes any free one.
+    pub client_listen: SocketAddr,
+    /// Where to listen for other relays.
+    pub link_listen: SocketAddr,
+    /// What clients shall use, when it is not the bound address (NAT, several families). Empty: the
+    /// bound address.
+    pub client_advertise: Vec<SocketAddr>,
+    /// What other relays shall use. Empty: the bound address.
+    pub link_advertise: Vec<SocketAddr>,
+    /// Controllers, `host:port` each, tried in turn.
+    pub controllers: Vec<String>,
+    /// This relay's certificate and key.
+    pub identity: Identity,
+    /// The deployment's CA.
+    pub roots: Roots,
+    /// Where the last plan is kept. `None`: nowhere.
+    pub state_file: Option<PathBuf>,
+    /// Client sessions at a time.
+    pub max_sessions: usize,
+    /// For maps, degrees; 0 and 0 when not known.
+    pub latitude: f64,
+    /// For maps, degrees.
+    pub longitude: f64,
+}
+
+/// Where shards run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// As tasks of the host: on emulated hosts, and in tests.
+    HostTasks,
+    /// Each on a thread with a runtime of its own: on real ones.
+    OwnThreads,
+}
+
+/// A relay that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A UDP port cannot be had.
+    #[error("cannot listen for {what} on {address}: {source}; choose another with {option}")]
+    Bind {
+        /// Who was to be listened for.
+        what: &'static str,
+        /// The address asked for.
+        address: SocketAddr,
+        /// The option that sets it.
+        option: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The certificate, key or CA cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// No controller was named.
+    #[error("no controller is named: set `controllers` to at least one HOST:PORT")]
+    NoController,
+    /// A socket is bound to an unspecified address and nothing says what others shall use.
+    #[error(
+        "listening on {0} tells others nothing they could connect to: set {1} to this relay's address"
+    )]
+    NoAdvertisedAddress(SocketAddr, &'static str),
+    /// The metrics cannot be registered.
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A thread cannot be started, or ended at once.
+    #[error("cannot start a shard: {0}")]
+    Thread(io::Error),
+}
+
+/// A running relay. Cheap to clone; the relay ends when it is told to, not when this is dropped.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    name: String,
+    host: Arc<dyn Host>,
+    client_address: SocketAddr,
+    link_address: SocketAddr,
+    shards: Vec<mpsc::Sender<Command>>,
+    draining: Arc<watch::Sender<bool>>,
+    status: watch::Receiver<Status>,
+    metrics: Arc<Metrics>,
+}
+
+impl Relay {
+    /// Starts a relay: binds its ports and begins to look for the controller.
+    ///
+    /// # Errors
+    /// [`StartError`] says what is wrong and which setting mends it.
+    pub async fn start(
+        settings: RelaySettings,
+        host: Arc<dyn Host>,
+        placement: Placement,
+    ) -> Result<Self, StartError> {
+        check_relay_name(&settings.name)?;
+        if settings.controllers.is_empty() {
+            return Err(StartError::NoController);
+        }
+        let metrics = Arc::new(Metrics::new()?);
+        let directory = Arc::new(Directory::default());
+        let (news_sender, news) = mpsc::channel(64);
+        let (commands, shard_commands) = mpsc::channel(64);
+        let start = ShardStart {
+            settings: settings.clone(),
+            host: host.clone(),
+            metrics: metrics.clone(),
+            directory,
+            commands: shard_commands,
+            news: news_sender,
+        };
+        let [client_address, link_address] = match placement {
+            Placement::HostTasks => {
+                let (driver, addresses) = start.build()?;
+                host.spawn(driver.run());
+                addresses
+            }
+            Placement::OwnThreads => start.on_own_thread().await?,
+        };
+        let (draining, draining_seen) = watch::channel(false);
+        let (status_sender, status) = watch::channel(Status::default());
+        let control = ControlTask {
+            host: host.clone(),
+            controllers: settings.controllers,
+            introduction: Introduction {
+                name: settings.name.clone(),
+                region: settings.region,
+                client_addresses: advertised(
+                    settings.client_advertise,
+                    client_address,
+                    "client_advertise",
+                )?,
+                link_addresses: advertised(
+                    settings.link_advertise,
+                    link_address,
+                    "link_advertise",
+                )?,
+                latitude: settings.latitude,
+                longitude: settings.longitude,
+            },
+            identity: settings.identity,
+            roots: settings.roots,
+            store: settings.state_file.map(Store::new),
+            shards: vec![commands.clone()],
+            news,
+            draining: draining_seen,
+            status: status_sender,
+            metrics: metrics.clone(),
+        };
+        host.spawn(control.run());
+        Ok(Self {
+            name: settings.name,
+            host,
+            client_address,
+            link_address,
+            shards: vec![commands],
+            draining: Arc::new(draining),
+            status,
+            metrics,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it listens for clients.
+    #[must_use]
+    pub fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// Where it listens for other relays.
+    #[must_use]
+    pub fn link_address(&self) -> SocketAddr {
+        self.link_address
+    }
+
+    /// Its metrics.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.metrics.registry
+    }
+
+    /// Why it should not be given clients now, if so. Never depends on the controller being up.
+    #[must_use]
+    pub fn unready(&self) -> Option<&'static str> {
+        if *self.draining.borrow() {
+            return Some("draining");
+        }
+        if self.status.borrow().tables.active == PlanId::NONE {
+            return Some("no plan yet");
+        }
+        None
+    }
+
+    /// Whether the controller is connected.
+    #[must_use]
+    pub fn controller_connected(&self) -> bool {
+        self.status.borrow().controller_connected
+    }
+
+    /// The index the controller gave it.
+    #[must_use]
+    pub fn index(&self) -> Option<RelayIndex> {
+        let me = self.status.borrow().tables.me;
+        (me != RelayIndex::NONE).then_some(me)
+    }
+
+    /// The plan it stamps.
+    #[must_use]
+    pub fn plan(&self) -> PlanView {
+        PlanView::new(&self.status.borrow().tables)
+    }
+
+    /// Its links.
+    pub async fn links(&self) -> Vec<LinkView> {
+        let inspection = self.inspect().await;
+        inspection.links.into_iter().map(LinkView::from).collect()
+    }
+
+    /// Its sessions, one map of facts each.
+    pub async fn sessions(&self) -> Vec<BTreeMap<&'static str, String>> {
+        self.inspect().await.sessions
+    }
+
+    /// Leaves the network without hurting anybody: takes no new clients, tells the controller, sends
+    /// the clients there are elsewhere, and stops when they are gone or `deadline` is over.
+    pub async fn drain(&self, deadline: Duration) {
+        // Nobody listens any more: it has stopped already.
+        self.draining.send_replace(true);
+        self.tell(|| Command::Drain { deadline }).await;
+        let until = self.host.now() + deadline;
+        while self.metrics.sessions.get() > 0 && self.host.now() < until {
+            self.host.sleep(Duration::from_millis(50)).await;
+        }
+        self.stop().await;
+    }
+
+    /// Stops now.
+    pub async fn stop(&self) {
+        self.tell(|| Command::Close).await;
+        // The shard ends when it has sent its last datagrams.
+        for shard in &self.shards {
+            shard.closed().await;
+        }
+    }
+
+    async fn inspect(&self) -> Inspection {
+        let mut whole = Inspection::default();
+        for shard in &self.shards {
+            let (reply, answer) = oneshot::channel();
+            if shard.send(Command::Inspect(reply)).await.is_ok()
+                && let Ok(part) = answer.await
+            {
+                whole.links.extend(part.links);
+                whole.sessions.extend(part.sessions);
+            }
+        }
+        whole
+    }
+
+    async fn tell(&self, command: impl Fn() -> Command) {
+        for shard in &self.shards {
+            // A shard that has stopped needs no telling.
+            let _ = shard.send(command()).await;
+        }
+    }
+}
+
+/// What a shard is started with.
+struct ShardStart {
+    settings: RelaySettings,
+    host: Arc<dyn Host>,
+    metrics: Arc<Metrics>,
+    directory: Arc<Directory>,
+    commands: mpsc::Receiver<Command>,
+    news: mpsc::Sender<News>,
+}
+
+impl ShardStart {
+    /// Binds the ports and builds the shard. Must be called where the shard will run.
+    fn build(self) -> Result<(Driver, [SocketAddr; 2]), StartError> {
+        let host = self.host;
+        let settings = self.settings;
+        let bind = |port, address, what, option| {
+            Socket::bind(&*host, port, address)
+                .and_then(|socket| Ok((socket.local_addr()?, socket)))
+                .map_err(|source| StartError::Bind {
+                    what,
+                    address,
+                    option,
+                    source,
+                })
+        };
+        let (client_address, client) = bind(
+            Port::Client,
+            settings.client_listen,
+            "clients",
+            "--client-listen",
+        )?;
+        let (link_address, link) =
+            bind(Port::Link, settings.link_listen, "relays", "--link-listen")?;
+        let certificates = transport::certificates(
+            &settings.identity,
+            &settings.roots,
+            tls::host_clock(host.clone()),
+        )?;
+        let config = ShardConfig {
+            name: settings.name,
+            client_server: certificates.client_server,
+            link_server: certificates.link_server,
+            link_client: certificates.link_client,
+            ports: [client.traits(), link.traits()],
+            limits: Limits {
+                max_sessions: settings.max_sessions,
+            },
+            rng: host.rng(),
+            metrics: self.metrics,
+            directory: self.directory,
+        };
+        let shard = Shard::new(config, host.now(), host.wall_clock());
+        let driver = Driver {
+            host,
+            shard,
+            sockets: [client, link],
+            commands: self.commands,
+            news: self.news,
+        };
+        Ok((driver, [client_address, link_address]))
+    }
+
+    /// Runs the shard on a thread with a current-thread runtime of its own: nothing else of this
+    /// process can then delay a packet.
+    async fn on_own_thread(self) -> Result<[SocketAddr; 2], StartError> {
+        let (told, bound) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("shard-0".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        let _ = told.send(Err(StartError::Thread(error)));
+                        return;
+                    }
+                };
+                runtime.block_on(async move {
+                    match self.build() {
+                        Ok((driver, addresses)) => {
+                            // Whoever started us waits for this.
+                            let _ = told.send(Ok(addresses));
+                            driver.run().await;
+                        }
+                        Err(error) => {
+                            let _ = told.send(Err(error));
+                        }
+                    }
+                });
+            })
+            .map_err(StartError::Thread)?;
+        bound.await.unwrap_or_else(|_| {
+            Err(StartError::Thread(io::Error::other(
+                "the thread ended while it started",
+            )))
+        })
+    }
+}
+
+/// What others shall use to reach a port bound to `bound`.
+fn advertised(
+    configured: Vec<SocketAddr>,
+    bound: SocketAddr,
+    option: &'static str,
+) -> Result<Vec<SocketAddr>, StartError> {
+    let with_port = |address: SocketAddr| match address.port() {
+        // "Our address, and whatever port was bound."
+        0 => SocketAddr::new(address.ip(), bound.port()),
+        _ => address,
+    };
+    if !configured.is_empty() {
+        return Ok(configured.into_iter().map(with_port).collect());
+    }
+    if bound.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) || bound.ip().is_unspecified() {
+        return Err(StartError::NoAdvertisedAddress(bound, option));
+    }
+    Ok(vec![bound])
+}

@@ -1,0 +1,886 @@
+//! The data plane: one shard is a plain single-threaded value that owns its QUIC endpoints (one for
+//! clients, one for links), their connections, sessions and queues. It has no locks, no tasks, no
+//! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
+//!
+//! A packet's way: [`connection`] (decrypt, parse) → [`Shard::forward`] and [`crate::forwarder`]
+//! (which neighbour, which session) → [`crate::queue`] and [`connection`] (send).
+
+mod connection;
+mod link;
+mod requests;
+mod session;
+mod timers;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig,
+    ServerConfig, Transmit, VarInt,
+};
+use rand::RngExt;
+use rustc_hash::FxHashMap;
+use tradewind_host::Rng;
+use tradewind_proto::{
+    CloseCode, DropReason, Locator, RelayIndex, UserKey,
+    control::{self, Draining, EdgeMessage, edge_message, rejected},
+    packet::{HeaderError, Kind, LinkHeader, Trace},
+};
+
+use self::{
+    connection::{Conn, Input, Role},
+    link::Peer,
+    requests::Request,
+    timers::Timers,
+};
+use crate::{
+    directory::{Directory, RENEWAL},
+    forwarder::{self, Verdict},
+    metrics::Metrics,
+    packet::Packet,
+    queue::Queued,
+    tables::Tables,
+};
+
+/// What we call ourselves to others.
+pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
+
+/// How often links are reported to the controller.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// Answers of an endpoint itself (stateless resets, retries) that wait to be sent.
+const MAX_RESPONSES: usize = 1_024;
+/// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
+/// section 8.1.2).
+const BUSY_HANDSHAKES: usize = 500;
+/// Connections in their handshake beyond which new ones are refused.
+const MAX_HANDSHAKES: usize = 5_000;
+
+/// Which of the relay's two UDP ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Port {
+    /// Clients.
+    Client,
+    /// Other relays.
+    Link,
+}
+
+impl Port {
+    pub(crate) const ALL: [Self; 2] = [Self::Client, Self::Link];
+}
+
+/// Names one connection. `serial` tells it from a later one in the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConnKey {
+    port: Port,
+    handle: usize,
+    serial: u32,
+}
+
+/// What a timer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum TimerKey {
+    Quic(ConnKey),
+    Probe(ConnKey),
+    Greeting(ConnKey),
+    Dial(RelayIndex),
+    Request(u64),
+    Report,
+    Renewal,
+}
+
+/// Limits that the operator sets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Client sessions at a time.
+    pub(crate) max_sessions: usize,
+}
+
+/// What a shard needs to begin.
+pub(crate) struct ShardConfig {
+    pub(crate) name: String,
+    pub(crate) client_server: Arc<ServerConfig>,
+    pub(crate) link_server: Arc<ServerConfig>,
+    pub(crate) link_client: quinn_proto::ClientConfig,
+    /// Whether each port's socket speaks IPv6, and whether it may fragment.
+    pub(crate) ports: [PortTraits; 2],
+    pub(crate) limits: Limits,
+    pub(crate) rng: Rng,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) directory: Arc<Directory>,
+}
+
+/// What a shard must know of a socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PortTraits {
+    pub(crate) ipv6: bool,
+    pub(crate) may_fragment: bool,
+    pub(crate) max_segments: usize,
+}
+
+/// What the control task tells a shard.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// New tables hold from now on.
+    Tables(Arc<Tables>),
+    /// Certificates have been renewed.
+    Certificates(Box<Certificates>),
+    /// Take no new sessions, and send those there are elsewhere.
+    Drain {
+        /// How long clients have to leave.
+        deadline: Duration,
+    },
+    /// Close everything now.
+    Close,
+    /// Describe the links and sessions.
+    Inspect(tokio::sync::oneshot::Sender<Inspection>),
+}
+
+/// TLS configurations made from renewed certificates.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    pub(crate) client_server: Arc<ServerConfig>,
+    pub(crate) link_server: Arc<ServerConfig>,
+    pub(crate) link_client: quinn_proto::ClientConfig,
+}
+
+/// A shard's state, for the debug pages.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Inspection {
+    pub(crate) links: Vec<control::LinkState>,
+    pub(crate) sessions: Vec<BTreeMap<&'static str, String>>,
+}
+
+/// What a shard tells the control task.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The links' states: once a second, and when one changes.
+    Links {
+        links: Vec<control::LinkState>,
+        sessions: usize,
+    },
+}
+
+struct Endpoints {
+    port: Port,
+    endpoint: Endpoint,
+    ipv6: bool,
+    max_segments: usize,
+    conns: Vec<Option<Conn>>,
+    /// Serial of the connection in each place of `conns`.
+    serials: Vec<u32>,
+    handshakes: usize,
+    responses: VecDeque<(Transmit, Vec<u8>)>,
+}
+
+/// The data plane of one core.
+pub(crate) struct Shard {
+    name: String,
+    rng: Rng,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    directory: Arc<Directory>,
+    tables: Arc<Tables>,
+    clients: Endpoints,
+    links: Endpoints,
+    link_client: quinn_proto::ClientConfig,
+    next_serial: u32,
+    timers: Timers<TimerKey>,
+    dirty: VecDeque<ConnKey>,
+    inbox: VecDeque<(ConnKey, Input)>,
+    /// Messages from this relay to itself.
+    own_messages: VecDeque<control::RelayMessage>,
+    peers: BTreeMap<RelayIndex, Peer>,
+    /// By slot - 1: generation and connection.
+    slots: Vec<Option<(u32, ConnKey)>>,
+    free_slots: Vec<u32>,
+    sessions: usize,
+    requests: BTreeMap<u64, Request>,
+    next_request: u64,
+    lookups: FxHashMap<UserKey, (Locator, Instant)>,
+    identities: FxHashMap<Locator, UserKey>,
+    told_gone: BTreeMap<(Locator, Locator), Instant>,
+    /// Since when the present set of relays decides who is whose home.
+    homes_since: Instant,
+    /// Origin of the stamps that probes carry.
+    epoch: Instant,
+    now: Instant,
+    wall: SystemTime,
+    draining: bool,
+    news: VecDeque<News>,
+    buffer: Vec<u8>,
+}
+
+impl Shard {
+    pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
+        let mut rng = config.rng;
+        let mut endpoints = |port: Port, server: Arc<ServerConfig>| {
+            let traits = config.ports[port as usize];
+            let mut endpoint = EndpointConfig::default();
+            endpoint.rng_seed(Some(rng.random()));
+            Endpoints {
+                port,
+                endpoint: Endpoint::new(
+                    Arc::new(endpoint),
+                    Some(server),
+                    !traits.may_fragment,
+                    None,
+                ),
+                ipv6: traits.ipv6,
+                max_segments: traits.max_segments,
+                conns: Vec::new(),
+                serials: Vec::new(),
+                handshakes: 0,
+                responses: VecDeque::new(),
+            }
+        };
+        let clients = endpoints(Port::Client, config.client_server);
+        let links = endpoints(Port::Link, config.link_server);
+        let mut timers = Timers::default();
+        timers.push(now, TimerKey::Report);
+        timers.push(now + RENEWAL, TimerKey::Renewal);
+        Self {
+            name: config.name,
+            rng,
+            limits: config.limits,
+            metrics: config.metrics,
+            directory: config.directory,
+            tables: Arc::default(),
+            clients,
+            links,
+            link_client: config.link_client,
+            next_serial: 0,
+            timers,
+            dirty: VecDeque::new(),
+            inbox: VecDeque::new(),
+            own_messages: VecDeque::new(),
+            peers: BTreeMap::new(),
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            sessions: 0,
+            requests: BTreeMap::new(),
+            next_request: 0,
+            lookups: FxHashMap::default(),
+            identities: FxHashMap::default(),
+            told_gone: BTreeMap::new(),
+            homes_since: now,
+            epoch: now,
+            now,
+            wall,
+            draining: false,
+            news: VecDeque::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Takes one UDP datagram.
+    pub(crate) fn handle(
+        &mut self,
+        port: Port,
+        now: Instant,
+        remote: SocketAddr,
+        local_ip: Option<IpAddr>,
+        ecn: Option<EcnCodepoint>,
+        data: BytesMut,
+    ) {
+        self.now = now;
+        self.buffer.clear();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let endpoints = self.endpoints(port);
+        match endpoints
+            .endpoint
+            .handle(now, remote, local_ip, ecn, data, &mut buffer)
+        {
+            Some(DatagramEvent::ConnectionEvent(ConnectionHandle(handle), event)) => {
+                if let Some(conn) = endpoints.conns.get_mut(handle).and_then(Option::as_mut) {
+                    conn.quic.handle_event(event);
+                    let serial = endpoints.serials[handle];
+                    self.mark(ConnKey {
+                        port,
+                        handle,
+                        serial,
+                    });
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => {
+                self.accept(port, incoming, now, &mut buffer);
+            }
+            Some(DatagramEvent::Response(transmit)) => endpoints.respond(transmit, &buffer),
+            None => {}
+        }
+        self.buffer = buffer;
+    }
+
+    /// Takes a command of the control task.
+    pub(crate) fn command(&mut self, command: Command, now: Instant) {
+        self.now = now;
+        match command {
+            Command::Tables(tables) => self.take_tables(tables, now),
+            Command::Certificates(new) => {
+                self.clients
+                    .endpoint
+                    .set_server_config(Some(new.client_server));
+                self.links.endpoint.set_server_config(Some(new.link_server));
+                self.link_client = new.link_client;
+            }
+            Command::Drain { deadline } => self.drain(deadline, now),
+            Command::Close => {
+                for port in Port::ALL {
+                    for key in self.endpoints(port).keys() {
+                        self.close(key, CloseCode::Draining, "the relay stops", now);
+                    }
+                }
+            }
+            Command::Inspect(reply) => {
+                let inspection = Inspection {
+                    links: self.link_states(now),
+                    sessions: self.session_summaries(),
+                };
+                // Nobody waits any more: fine.
+                let _ = reply.send(inspection);
+            }
+        }
+    }
+
+    /// Does everything that is due: timers, what came in, and gives what is to be sent to `send`,
+    /// which takes it or says that the socket is full (then the rest waits for the next call).
+    pub(crate) fn poll(
+        &mut self,
+        now: Instant,
+        wall: SystemTime,
+        mut send: impl FnMut(Port, &Transmit, &[u8]) -> bool,
+    ) {
+        self.now = now;
+        self.wall = wall;
+        while let Some(key) = self.timers.pop_due(now) {
+            self.timer_due(key, now);
+        }
+        for endpoints in [&mut self.clients, &mut self.links] {
+            while let Some((transmit, bytes)) = endpoints.responses.front() {
+                if !send(endpoints.port, transmit, bytes) {
+                    return;
+                }
+                endpoints.responses.pop_front();
+            }
+        }
+        loop {
+            // First take in everything, so that what goes to one neighbour goes in one batch.
+            for index in 0..self.dirty.len() {
+                let key = self.dirty[index];
+                self.drive(key);
+            }
+            if self.take_inputs(now) {
+                continue;
+            }
+            let Some(key) = self.dirty.pop_front() else {
+                return;
+            };
+            if !self.transmit(key, now, &mut send) {
+                self.dirty.push_front(key);
+                return;
+            }
+        }
+    }
+
+    /// When [`poll`](Self::poll) must be called again at the latest.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// What the control task is to be told.
+    pub(crate) fn next_news(&mut self) -> Option<News> {
+        self.news.pop_front()
+    }
+
+    /// The second room of a packet's way: where it goes next.
+    pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
+        let tables = self.tables.clone();
+        let verdict = forwarder::route(&packet.header, &tables, |relay| self.link_is_up(relay));
+        match verdict {
+            Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
+            Verdict::Local(locator) => self.deliver(locator, packet, now),
+            Verdict::Link { next, deflected } => {
+                let header = &mut packet.header;
+                if header.sender.relay != tables.me && !header.pass(tables.me) {
+                    self.metrics.count_drop(DropReason::HopLimit);
+                    return;
+                }
+                header.hop_limit -= 1;
+                if header.plan != tables.active && tables.plan(header.plan).is_none() {
+                    self.metrics.unknown_plans.inc();
+                }
+                if deflected {
+                    header.deflections += 1;
+                    packet.deflected = true;
+                    self.metrics.deflections.inc();
+                }
+                let Some(key) = self.peers.get(&next).and_then(|peer| peer.conn) else {
+                    self.metrics.count_drop(DropReason::NoWay);
+                    return;
+                };
+                self.enqueue(key, Queued { packet, handle: 0 }, now);
+            }
+            Verdict::Drop(reason) => {
+                self.metrics.count_drop(reason);
+                if packet.header.kind == Kind::Message && reason == DropReason::NoWay {
+                    self.tell_sender_rejected(&packet.header, rejected::Reason::NoWay, now);
+                }
+            }
+        }
+    }
+
+    /// Puts a packet into the queue of a connection.
+    fn enqueue(&mut self, key: ConnKey, queued: Queued, now: Instant) {
+        let Some(conn) = self.conn_mut(key) else {
+            self.metrics.count_drop(DropReason::ConnectionClosed);
+            return;
+        };
+        if queued.packet.header.kind.is_reliable() {
+            if let Err(refused) = conn.queue.push_message(queued) {
+                self.metrics.count_drop(DropReason::QueueFull);
+                if refused.packet.header.kind == Kind::Message {
+                    let header = refused.packet.header;
+                    self.tell_sender_rejected(&header, rejected::Reason::QueueFull, now);
+                }
+                return;
+            }
+        } else {
+            let dropped = conn.queue.push_datagram(queued).count();
+            for _ in 0..dropped {
+                self.metrics.count_drop(DropReason::QueueFull);
+            }
+        }
+        self.mark(key);
+    }
+
+    /// A packet for this relay itself.
+    fn for_relay(&mut self, mut packet: Packet, now: Instant) {
+        match packet.header.kind {
+            Kind::Control => self.control_packet(&packet, now),
+            Kind::EchoRequest => {
+                let me = self.tables.me;
+                packet.record_hop(me, now);
+                let mut payload = BytesMut::new();
+                if let Some(trace) = &packet.trace {
+                    payload.extend_from_slice(&Trace::encode(trace));
+                }
+                payload.extend_from_slice(&packet.payload());
+                let header = LinkHeader {
+                    kind: Kind::EchoReply,
+                    hop_limit: forwarder::HOP_LIMIT,
+                    deflections: 0,
+                    plan: self.tables.active,
+                    age_us: 0,
+                    sender: Locator::relay_itself(me),
+                    destination: tradewind_proto::packet::Destination::Session(
+                        packet.header.sender,
+                    ),
+                    passed: [RelayIndex::NONE; tradewind_proto::packet::MAX_PASSED],
+                    uplink: 0,
+                    ..packet.header
+                };
+                self.forward(Packet::new(header, payload.freeze(), 0, now), now);
+            }
+            _ => self.metrics.count_drop(DropReason::Unexpected),
+        }
+    }
+
+    fn take_tables(&mut self, tables: Arc<Tables>, now: Instant) {
+        let before = std::mem::replace(&mut self.tables, tables);
+        let homes = |tables: &Tables| tables.active_plan().map(|plan| plan.relays.clone());
+        if before.me != RelayIndex::NONE && before.me != self.tables.me {
+            // Every locator of ours has become wrong.
+            for key in self.clients.keys() {
+                self.close(key, CloseCode::Draining, "the relay has a new index", now);
+            }
+        }
+        self.update_peers(now);
+        if homes(&before) != homes(&self.tables) {
+            self.homes_since = now;
+            self.announce_all(now);
+        }
+        self.metrics
+            .plan_epoch
+            .set(i64::from(self.tables.active.epoch));
+        self.metrics
+            .plan_number
+            .set(i64::from(self.tables.active.number));
+    }
+
+    fn drain(&mut self, deadline: Duration, now: Instant) {
+        self.draining = true;
+        let body = edge_message::Body::Draining(Draining {
+            edges: self.other_edges(),
+            deadline_ms: deadline.as_millis() as u32,
+        });
+        let frame = tradewind_proto::frame_message(&EdgeMessage {
+            reply_to: 0,
+            body: Some(body),
+        });
+        for key in self.clients.keys() {
+            match self.conn_mut(key) {
+                Some(conn) if conn.alive => {
+                    conn.send_control(frame.clone());
+                    self.mark(key);
+                }
+                _ => self.close(key, CloseCode::Draining, "the relay is draining", now),
+            }
+        }
+    }
+
+    fn accept(
+        &mut self,
+        port: Port,
+        incoming: quinn_proto::Incoming,
+        now: Instant,
+        buffer: &mut Vec<u8>,
+    ) {
+        let draining = self.draining;
+        let endpoints = self.endpoints(port);
+        if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
+            let transmit = endpoints.endpoint.refuse(incoming, buffer);
+            endpoints.respond(transmit, buffer);
+            return;
+        }
+        if endpoints.handshakes >= BUSY_HANDSHAKES && incoming.may_retry() {
+            // The initial's buffer holds nothing of ours: retry writes into it.
+            if let Ok(transmit) = endpoints.endpoint.retry(incoming, buffer) {
+                endpoints.respond(transmit, buffer);
+            }
+            return;
+        }
+        match endpoints.endpoint.accept(incoming, now, buffer, None) {
+            Ok((handle, quic)) => {
+                let role = match port {
+                    Port::Client => self.accepted_session(now),
+                    Port::Link => self.accepted_link(now),
+                };
+                self.insert(port, handle, quic, role);
+            }
+            Err(error) => {
+                if let Some(transmit) = error.response {
+                    endpoints.respond(transmit, buffer);
+                }
+            }
+        }
+    }
+
+    fn insert(
+        &mut self,
+        port: Port,
+        handle: ConnectionHandle,
+        quic: Connection,
+        role: Role,
+    ) -> ConnKey {
+        self.next_serial = self.next_serial.wrapping_add(1);
+        let serial = self.next_serial;
+        let endpoints = self.endpoints(port);
+        let index = handle.0;
+        if endpoints.conns.len() <= index {
+            endpoints.conns.resize_with(index + 1, || None);
+            endpoints.serials.resize(index + 1, 0);
+        }
+        endpoints.conns[index] = Some(Conn::new(quic, role));
+        endpoints.serials[index] = serial;
+        endpoints.handshakes += 1;
+        let key = ConnKey {
+            port,
+            handle: index,
+            serial,
+        };
+        self.mark(key);
+        key
+    }
+
+    /// Lets a connection work: endpoint events, then what it has for us.
+    fn drive(&mut self, key: ConnKey) {
+        let inbox = &mut self.inbox;
+        let endpoints = match key.port {
+            Port::Client => &mut self.clients,
+            Port::Link => &mut self.links,
+        };
+        if endpoints.serials.get(key.handle) != Some(&key.serial) {
+            return;
+        }
+        let Some(conn) = endpoints.conns[key.handle].as_mut() else {
+            return;
+        };
+        while let Some(event) = conn.quic.poll_endpoint_events() {
+            let answer = endpoints
+                .endpoint
+                .handle_event(ConnectionHandle(key.handle), event);
+            if let Some(event) = answer {
+                conn.quic.handle_event(event);
+            }
+        }
+        conn.read(|input| inbox.push_back((key, input)));
+        if conn.quic.is_drained() {
+            endpoints.conns[key.handle] = None;
+        }
+    }
+
+    /// Handles what came in. `true` when there was anything.
+    fn take_inputs(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some((key, input)) = self.inbox.pop_front() {
+            any = true;
+            match (key.port, input) {
+                (_, Input::Connected) => {
+                    let endpoints = self.endpoints(key.port);
+                    endpoints.handshakes = endpoints.handshakes.saturating_sub(1);
+                    match key.port {
+                        Port::Client => self.session_connected(key, now),
+                        Port::Link => self.link_connected(key, now),
+                    }
+                }
+                (_, Input::Lost(reason)) => {
+                    tracing::debug!(port = ?key.port, %reason, "connection lost");
+                    self.connection_over(key, now);
+                }
+                (_, Input::Broken(reason)) => self.close(key, CloseCode::Protocol, reason, now),
+                (Port::Client, Input::Datagram(raw)) => self.session_packet(key, raw, false, now),
+                (Port::Client, Input::Packet(raw)) => self.session_packet(key, raw, true, now),
+                (Port::Client, Input::Control(frame)) => self.session_control(key, &frame, now),
+                (Port::Link, Input::Datagram(raw)) => self.link_datagram(key, raw, now),
+                (Port::Link, Input::Packet(raw)) => self.link_packet(key, raw, now),
+                (Port::Link, Input::Control(frame)) => self.link_control(key, &frame, now),
+            }
+        }
+        while let Some(message) = self.own_messages.pop_front() {
+            any = true;
+            let me = self.tables.me;
+            self.on_relay_message(me, message, now);
+        }
+        any
+    }
+
+    /// The third room: hands queued packets to QUIC and QUIC's datagrams to the socket. `false`
+    /// when the socket is full.
+    fn transmit(
+        &mut self,
+        key: ConnKey,
+        now: Instant,
+        send: &mut impl FnMut(Port, &Transmit, &[u8]) -> bool,
+    ) -> bool {
+        let me = self.tables.me;
+        let metrics = self.metrics.clone();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut room = true;
+        let max_segments = self.endpoints(key.port).max_segments;
+        if let Some(conn) = self.conn_mut(key) {
+            loop {
+                let handed_over = conn.pump(me, now, &metrics);
+                loop {
+                    buffer.clear();
+                    let Some(transmit) = conn.quic.poll_transmit(now, max_segments, &mut buffer)
+                    else {
+                        break;
+                    };
+                    if !send(key.port, &transmit, &buffer[..transmit.size]) {
+                        // The datagram itself is kept by who said so.
+                        room = false;
+                        break;
+                    }
+                }
+                if !room || !handed_over {
+                    break;
+                }
+            }
+            if room {
+                conn.dirty = false;
+            }
+            // A deadline that has moved further away is looked at again when the old one comes.
+            if let Some(deadline) = conn.quic.poll_timeout()
+                && conn.timer.is_none_or(|armed| deadline < armed)
+            {
+                conn.timer = Some(deadline);
+                self.timers.push(deadline, TimerKey::Quic(key));
+            }
+        }
+        self.buffer = buffer;
+        if room {
+            // Sending makes events too (a freed buffer, the end of draining).
+            self.drive(key);
+        }
+        room
+    }
+
+    fn timer_due(&mut self, key: TimerKey, now: Instant) {
+        match key {
+            TimerKey::Quic(key) => {
+                if let Some(conn) = self.conn_mut(key)
+                    && conn.timer.is_some_and(|deadline| deadline <= now)
+                {
+                    conn.timer = None;
+                    conn.quic.handle_timeout(now);
+                    self.mark(key);
+                }
+            }
+            TimerKey::Probe(key) => self.probe_due(key, now),
+            TimerKey::Greeting(key) => self.greeting_due(key, now),
+            TimerKey::Dial(index) => self.dial(index, now),
+            TimerKey::Request(id) => self.try_request(id, now),
+            TimerKey::Report => {
+                self.report_links(now);
+                self.close_expired(now);
+                self.sweep_requests(now);
+                self.timers.push(now + REPORT_PERIOD, TimerKey::Report);
+            }
+            TimerKey::Renewal => {
+                self.announce_all(now);
+                self.directory.sweep(now);
+                let users = self.directory.len();
+                self.metrics.directory_users.set(users as i64);
+                self.timers.push(now + RENEWAL, TimerKey::Renewal);
+            }
+        }
+    }
+
+    pub(super) fn report_links(&mut self, now: Instant) {
+        let links = self.link_states(now);
+        let up = links
+            .iter()
+            .filter(|link| link.state == control::link_state::State::Up as i32)
+            .count();
+        self.metrics.links_up.set(up as i64);
+        let queued: usize = [&self.clients, &self.links]
+            .into_iter()
+            .flat_map(|endpoints| endpoints.conns.iter().flatten())
+            .map(|conn| conn.queue.len())
+            .sum();
+        self.metrics.queue_packets.set(queued as i64);
+        let sessions = self.sessions;
+        self.news.push_back(News::Links { links, sessions });
+    }
+
+    /// Closes a connection. What belongs to it ends at once.
+    pub(super) fn close(&mut self, key: ConnKey, code: CloseCode, reason: &str, now: Instant) {
+        if let Some(conn) = self.conn_mut(key) {
+            let reason = Bytes::copy_from_slice(reason.as_bytes());
+            conn.quic.close(now, VarInt::from_u32(code as u32), reason);
+            self.mark(key);
+            self.connection_over(key, now);
+        }
+    }
+
+    /// A connection carries nothing any more: its session or link ends, its queue is dropped.
+    pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
+        let metrics = self.metrics.clone();
+        let Some(conn) = self.conn_mut(key) else {
+            return;
+        };
+        let was_alive = std::mem::replace(&mut conn.alive, false);
+        for _ in conn.queue.drain() {
+            metrics.count_drop(DropReason::ConnectionClosed);
+        }
+        let (slot, peer) = match &conn.role {
+            Role::Session(session) => (Some(session.slot), None),
+            Role::Link(link) => (None, link.peer),
+        };
+        if !was_alive {
+            let endpoints = self.endpoints(key.port);
+            endpoints.handshakes = endpoints.handshakes.saturating_sub(1);
+        }
+        if let Some(slot) = slot {
+            self.session_over(slot, now);
+        }
+        if let Some(peer) = peer {
+            self.link_over(key, peer, now);
+        }
+    }
+
+    fn link_is_up(&self, relay: RelayIndex) -> bool {
+        self.peers
+            .get(&relay)
+            .and_then(|peer| self.conn(peer.conn?))
+            .is_some_and(|conn| match &conn.role {
+                Role::Link(link) => conn.alive && link.is_up(),
+                Role::Session(_) => false,
+            })
+    }
+
+    pub(super) fn count_bad_header(&self, error: HeaderError) {
+        self.metrics.count_drop(match error {
+            HeaderError::Version(_) => DropReason::Version,
+            _ => DropReason::Malformed,
+        });
+    }
+
+    /// Marks a connection as having something to do.
+    pub(super) fn mark(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn_mut(key)
+            && !std::mem::replace(&mut conn.dirty, true)
+        {
+            self.dirty.push_back(key);
+        }
+    }
+
+    /// Microseconds of this relay's own clock, as probes carry them.
+    pub(super) fn micros(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_micros() as u64
+    }
+
+    fn endpoints(&mut self, port: Port) -> &mut Endpoints {
+        match port {
+            Port::Client => &mut self.clients,
+            Port::Link => &mut self.links,
+        }
+    }
+
+    fn conn(&self, key: ConnKey) -> Option<&Conn> {
+        let endpoints = match key.port {
+            Port::Client => &self.clients,
+            Port::Link => &self.links,
+        };
+        (endpoints.serials.get(key.handle) == Some(&key.serial))
+            .then(|| endpoints.conns[key.handle].as_ref())
+            .flatten()
+    }
+
+    fn conn_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
+        let endpoints = self.endpoints(key.port);
+        (endpoints.serials.get(key.handle) == Some(&key.serial))
+            .then(|| endpoints.conns[key.handle].as_mut())
+            .flatten()
+    }
+}
+
+impl Endpoints {
+    /// Queues an answer of the endpoint itself.
+    fn respond(&mut self, transmit: Transmit, bytes: &[u8]) {
+        if self.responses.len() < MAX_RESPONSES {
+            let bytes = bytes[..transmit.size].to_vec();
+            self.responses.push_back((transmit, bytes));
+        }
+    }
+
+    /// All connections there are.
+    fn keys(&self) -> Vec<ConnKey> {
+        self.conns
+            .iter()
+            .enumerate()
+            .filter(|(_, conn)| conn.is_some())
+            .map(|(handle, _)| ConnKey {
+                port: self.port,
+                handle,
+                serial: self.serials[handle],
+            })
+            .collect()
+    }
+
+    /// The form of `address` that this socket can send to: a socket bound to an IPv6 address
+    /// reaches IPv4 through mapped addresses (RFC 4291, section 2.5.5.2).
+    fn reachable(&self, address: SocketAddr) -> SocketAddr {
+        match address {
+            SocketAddr::V4(v4) if self.ipv6 => SocketAddr::new(
+                IpAddr::V6(Ipv6Addr::from(v4.ip().to_ipv6_mapped())),
+                v4.port(),
+            ),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! What relays ask each other: the directory, and who is behind a session. Asked in packets of kind
+//! `control`, over the same trees as everybody's packets.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tradewind_proto::{
+    Class, DropReason, Locator, Profile, RelayIndex, UserKey,
+    control::{
+        Announce, Announced, DirectoryAnswer, DirectoryLookup, Identity, PacketRejected, Presence,
+        RelayMessage, SessionGone, WhoIs, Withdraw, lookup_result, rejected, relay_message,
+    },
+    packet::{Destination, Kind, LinkHeader, MAX_PASSED},
+};
+
+use super::{ConnKey, Shard, TimerKey};
+use crate::{
+    directory::{self, ANSWER_LEASE, LEASE, WARM_UP},
+    forwarder::HOP_LIMIT,
+    packet::Packet,
+};
+
+/// How long an answer is waited for before it is asked again.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(600);
+/// How often something is asked.
+const TRIES: u32 = 4;
+/// Users told to a home in one packet.
+const PRESENCES_PER_PACKET: usize = 100;
+/// Identities of remote sessions remembered.
+const MAX_IDENTITIES: usize = 100_000;
+/// Requests open at a time.
+const MAX_REQUESTS: usize = 100_000;
+/// How often a sender is told that the same session is gone.
+const GONE_PERIOD: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Something asked and not answered yet.
+#[derive(Debug)]
+pub(super) struct Request {
+    tries: u32,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Lookup {
+        session: ConnKey,
+        reply_to: u32,
+        user: UserKey,
+        homes: Vec<RelayIndex>,
+        /// Homes that say, having been told by all edges, that the user is nowhere.
+        nowhere: Vec<RelayIndex>,
+    },
+    WhoIs {
+        locator: Locator,
+        waiting: Vec<ConnKey>,
+    },
+    Announce {
+        home: RelayIndex,
+        presences: Vec<Presence>,
+    },
+}
+
+impl Shard {
+    /// Asks the homes of a user where it is, for one of our sessions.
+    pub(super) fn lookup_user(&mut self, key: ConnKey, reply_to: u32, user: String, now: Instant) {
+        let Some(own) = self.session(key).and_then(|session| session.user()) else {
+            return;
+        };
+        let user = UserKey {
+            app: own.app.clone(),
+            user,
+        };
+        if let Some((locator, until)) = self.lookups.get(&user).copied()
+            && until > now
+        {
+            self.found_user(key, reply_to, &user.user, locator);
+            return;
+        }
+        let homes = self.homes_of(&user);
+        if homes.is_empty() || self.requests.len() >= MAX_REQUESTS {
+            self.tell_lookup(key, reply_to, None, lookup_result::Status::Retry);
+            return;
+        }
+        self.ask(
+            What::Lookup {
+                session: key,
+                reply_to,
+                user,
+                homes,
+                nowhere: Vec::new(),
+            },
+            now,
+        );
+    }
+
+    /// Finds out who is behind `sender`, and tells the session.
+    pub(super) fn introduce(&mut self, key: ConnKey, sender: Locator, now: Instant) {
+        let known = if sender.relay == self.tables.me {
+            self.user_at(sender)
+        } else {
+            self.identities.get(&sender).cloned()
+        };
+        if let Some(user) = known {
+            self.tell_peer(key, sender, &user);
+            return;
+        }
+        let full = self.requests.len() >= MAX_REQUESTS;
+        let open = self
+            .requests
+            .values_mut()
+            .find_map(|request| match &mut request.what {
+                What::WhoIs { locator, waiting } if *locator == sender => Some(waiting),
+                _ => None,
+            });
+        if let Some(waiting) = open {
+            waiting.push(key);
+        } else if !full {
+            let what = What::WhoIs {
+                locator: sender,
+                waiting: vec![key],
+            };
+            self.ask(what, now);
+        }
+    }
+
+    /// Tells the homes of a user of its new session.
+    pub(super) fn announce(&mut self, user: &UserKey, locator: Locator, now: Instant) {
+        for home in self.homes_of(user) {
+            let presences = vec![presence(user, locator)];
+            self.ask(What::Announce { home, presences }, now);
+        }
+    }
+
+    /// Tells all homes of all sessions here: before the leases end, and when the list of relays has
+    /// changed.
+    pub(super) fn announce_all(&mut self, now: Instant) {
+        let mut by_home: BTreeMap<RelayIndex, Vec<Presence>> = BTreeMap::new();
+        for (user, locator) in self.present() {
+            for home in self.homes_of(&user) {
+                by_home
+                    .entry(home)
+                    .or_default()
+                    .push(presence(&user, locator));
+            }
+        }
+        for (home, presences) in by_home {
+            for chunk in presences.chunks(PRESENCES_PER_PACKET) {
+                let presences = chunk.to_vec();
+                self.ask(What::Announce { home, presences }, now);
+            }
+        }
+    }
+
+    /// Tells the homes of a user that a session of it has ended.
+    pub(super) fn withdraw(&mut self, user: &UserKey, locator: Locator, now: Instant) {
+        for home in self.homes_of(user) {
+            let message = relay_message::Body::Withdraw(Withdraw {
+                presence: Some(presence(user, locator)),
+            });
+            self.send_control(home, 0, message, now);
+        }
+    }
+
+    /// Tells the edge of `sender` that the session it sends to is no more.
+    pub(super) fn tell_sender_gone(&mut self, sender: Locator, gone: Locator, now: Instant) {
+        if sender.is_relay_itself() {
+            return;
+        }
+        let told = self.told_gone.get(&(sender, gone)).copied();
+        if told.is_some_and(|told| now.saturating_duration_since(told) < GONE_PERIOD) {
+            return;
+        }
+        self.told_gone.insert((sender, gone), now);
+        let message = relay_message::Body::SessionGone(SessionGone {
+            sender: Some(sender.into()),
+            destination: Some(gone.into()),
+        });
+        self.send_control(sender.relay, 0, message, now);
+    }
+
+    /// Tells the sender of a message packet that it was not taken here.
+    pub(super) fn tell_sender_rejected(
+        &mut self,
+        header: &LinkHeader,
+        reason: rejected::Reason,
+        now: Instant,
+    ) {
+        let Destination::Session(destination) = header.destination else {
+            return;
+        };
+        if header.sender.is_relay_itself() {
+            return;
+        }
+        let message = relay_message::Body::Rejected(PacketRejected {
+            sender: Some(header.sender.into()),
+            destination: Some(destination.into()),
+            reason: reason as u32,
+            flow: header.flow,
+            sequence: header.sequence,
+        });
+        self.send_control(header.sender.relay, 0, message, now);
+    }
+
+    fn ask(&mut self, what: What, now: Instant) {
+        self.next_request += 1;
+        let id = self.next_request;
+        self.requests.insert(id, Request { tries: 0, what });
+        self.try_request(id, now);
+    }
+
+    /// Asks (again), or gives up.
+    pub(super) fn try_request(&mut self, id: u64, now: Instant) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        request.tries += 1;
+        let last = request.tries > TRIES;
+        let messages: Vec<(RelayIndex, relay_message::Body)> = match &request.what {
+            What::Lookup {
+                user,
+                homes,
+                nowhere,
+                ..
+            } => homes
+                .iter()
+                .filter(|home| !nowhere.contains(home))
+                .map(|&home| {
+                    let lookup = DirectoryLookup {
+                        app: user.app.clone(),
+                        user: user.user.clone(),
+                    };
+                    (home, relay_message::Body::Lookup(lookup))
+                })
+                .collect(),
+            What::WhoIs { locator, .. } => {
+                let who = WhoIs {
+                    locator: Some((*locator).into()),
+                };
+                vec![(locator.relay, relay_message::Body::WhoIs(who))]
+            }
+            What::Announce { home, presences } => {
+                let announce = Announce {
+                    presences: presences.clone(),
+                    lease_ms: LEASE.as_millis() as u32,
+                };
+                vec![(*home, relay_message::Body::Announce(announce))]
+            }
+        };
+        if last {
+            self.give_up(id);
+            return;
+        }
+        self.timers.push(now + PATIENCE, TimerKey::Request(id));
+        for (to, body) in messages {
+            self.send_control(to, id, body, now);
+        }
+    }
+
+    fn give_up(&mut self, id: u64) {
+        let Some(request) = self.requests.remove(&id) else {
+            return;
+        };
+        if let What::Lookup {
+            session,
+            reply_to,
+            nowhere,
+            ..
+        } = request.what
+        {
+            // A home that answered knows; those that did not are away.
+            let status = if nowhere.is_empty() {
+                lookup_result::Status::Retry
+            } else {
+                lookup_result::Status::Offline
+            };
+            self.tell_lookup(session, reply_to, None, status);
+        }
+    }
+
+    /// Sends a message to a relay, this one included.
+    pub(super) fn send_control(
+        &mut self,
+        to: RelayIndex,
+        id: u64,
+        body: relay_message::Body,
+        now: Instant,
+    ) {
+        let me = self.tables.me;
+        let message = RelayMessage {
+            id,
+            body: Some(body),
+        };
+        if to == me {
+            self.own_messages.push_back(message);
+            return;
+        }
+        let header = LinkHeader {
+            kind: Kind::Control,
+            class: Class::Message,
+            profile: Profile::Realtime as u8,
+            tree: 0,
+            deflections: 0,
+            trace: false,
+            path_change: false,
+            hop_limit: HOP_LIMIT,
+            plan: self.tables.active,
+            age_us: 0,
+            sender: Locator::relay_itself(me),
+            destination: Destination::Session(Locator::relay_itself(to)),
+            passed: [RelayIndex::NONE; MAX_PASSED],
+            uplink: 0,
+            flow: 0,
+            sequence: 0,
+        };
+        let payload = Bytes::from(message.encode_to_vec());
+        self.forward(Packet::new(header, payload, 0, now), now);
+    }
+
+    /// A control packet for this relay.
+    pub(super) fn control_packet(&mut self, packet: &Packet, now: Instant) {
+        match RelayMessage::decode(packet.payload()) {
+            Ok(message) => self.on_relay_message(packet.header.sender.relay, message, now),
+            Err(_) => self.metrics.count_drop(DropReason::Malformed),
+        }
+    }
+
+    /// Handles what another relay (or this one) asks or answers.
+    pub(super) fn on_relay_message(
+        &mut self,
+        from: RelayIndex,
+        message: RelayMessage,
+        now: Instant,
+    ) {
+        use relay_message::Body;
+        let id = message.id;
+        match message.body {
+            Some(Body::Announce(announce)) => {
+                let lease = std::time::Duration::from_millis(u64::from(announce.lease_ms));
+                for presence in announce.presences {
+                    if let Some((user, locator)) = parse_presence(presence)
+                        && locator.relay == from
+                    {
+                        self.directory.announce(user, locator, lease, now);
+                    }
+                }
+                self.send_control(from, id, Body::Announced(Announced {}), now);
+            }
+            Some(Body::Withdraw(withdraw)) => {
+                if let Some((user, locator)) = withdraw.presence.and_then(parse_presence)
+                    && locator.relay == from
+                {
+                    self.directory.withdraw(&user, locator);
+                }
+            }
+            Some(Body::Lookup(lookup)) => {
+                let user = UserKey {
+                    app: lookup.app,
+                    user: lookup.user,
+                };
+                let answer = DirectoryAnswer {
+                    locators: self
+                        .directory
+                        .lookup(&user, now)
+                        .into_iter()
+                        .map(Into::into)
+                        .collect(),
+                    lease_ms: ANSWER_LEASE.as_millis() as u32,
+                    warming: now.saturating_duration_since(self.homes_since) < WARM_UP,
+                };
+                self.send_control(from, id, Body::Answer(answer), now);
+            }
+            Some(Body::WhoIs(who)) => {
+                let Some(locator) = who.locator else {
+                    return;
+                };
+                let user = locator.locator().and_then(|locator| self.user_at(locator));
+                let identity = Identity {
+                    locator: Some(locator),
+                    known: user.is_some(),
+                    app: user.as_ref().map_or_else(String::new, |u| u.app.clone()),
+                    user: user.map_or_else(String::new, |u| u.user),
+                };
+                self.send_control(from, id, Body::Identity(identity), now);
+            }
+            Some(Body::Announced(_)) => {
+                if matches!(
+                    self.requests.get(&id),
+                    Some(Request { what: What::Announce { home, .. }, .. }) if *home == from
+                ) {
+                    self.requests.remove(&id);
+                }
+            }
+            Some(Body::Answer(answer)) => self.on_answer(id, from, &answer, now),
+            Some(Body::Identity(identity)) => self.on_identity(id, from, identity),
+            Some(Body::SessionGone(gone)) => {
+                let sender = gone.sender.and_then(|l| l.locator());
+                let destination = gone.destination.and_then(|l| l.locator());
+                if let (Some(sender), Some(destination)) = (sender, destination)
+                    && destination.relay == from
+                {
+                    self.lookups
+                        .retain(|_, (locator, _)| *locator != destination);
+                    self.session_is_gone(sender, destination);
+                }
+            }
+            Some(Body::Rejected(rejection)) => {
+                let sender = rejection.sender.and_then(|l| l.locator());
+                let destination = rejection.destination.and_then(|l| l.locator());
+                let reason = i32::try_from(rejection.reason)
+                    .ok()
+                    .and_then(|reason| rejected::Reason::try_from(reason).ok())
+                    .unwrap_or_default();
+                if let (Some(sender), Some(destination)) = (sender, destination) {
+                    self.packet_was_rejected(
+                        sender,
+                        destination,
+                        reason,
+                        rejection.flow,
+                        rejection.sequence,
+                    );
+                }
+            }
+            // A message of a later version.
+            None => {}
+        }
+    }
+
+    fn on_answer(&mut self, id: u64, from: RelayIndex, answer: &DirectoryAnswer, now: Instant) {
+        let Some(Request {
+            what:
+                What::Lookup {
+                    session,
+                    reply_to,
+                    user,
+                    homes,
+                    nowhere,
+                },
+            ..
+        }) = self.requests.get_mut(&id)
+        else {
+            return;
+        };
+        if !homes.contains(&from) {
+            return;
+        }
+        let (session, reply_to, user) = (*session, *reply_to, user.clone());
+        if let Some(locator) = answer.locators.first().and_then(|l| l.locator()) {
+            self.requests.remove(&id);
+            let lease = std::time::Duration::from_millis(u64::from(answer.lease_ms));
+            self.lookups
+                .insert(user.clone(), (locator, now + lease.min(ANSWER_LEASE)));
+            self.found_user(session, reply_to, &user.user, locator);
+            return;
+        }
+        if answer.warming || nowhere.contains(&from) {
+            return;
+        }
+        nowhere.push(from);
+        if 2 * nowhere.len() > homes.len() {
+            self.requests.remove(&id);
+            self.tell_lookup(session, reply_to, None, lookup_result::Status::Offline);
+        }
+    }
+
+    fn on_identity(&mut self, id: u64, from: RelayIndex, identity: Identity) {
+        let Some(Request {
+            what: What::WhoIs { locator, waiting },
+            ..
+        }) = self.requests.get(&id)
+        else {
+            return;
+        };
+        if locator.relay != from {
+            return;
+        }
+        let (locator, waiting) = (*locator, waiting.clone());
+        self.requests.remove(&id);
+        if !identity.known {
+            return;
+        }
+        let user = UserKey {
+            app: identity.app,
+            user: identity.user,
+        };
+        if self.identities.len() >= MAX_IDENTITIES {
+            self.identities.clear();
+        }
+        self.identities.insert(locator, user.clone());
+        for key in waiting {
+            self.tell_peer(key, locator, &user);
+        }
+    }
+
+    fn homes_of(&self, user: &UserKey) -> Vec<RelayIndex> {
+        self.tables
+            .active_plan()
+            .map_or_else(Vec::new, |plan| directory::homes(user, &plan.relays))
+    }
+
+    /// Forgets what has run out.
+    pub(super) fn sweep_requests(&mut self, now: Instant) {
+        self.lookups.retain(|_, (_, until)| *until > now);
+        self.told_gone
+            .retain(|_, told| now.saturating_duration_since(*told) < GONE_PERIOD);
+    }
+}
+
+fn presence(user: &UserKey, locator: Locator) -> Presence {
+    Presence {
+        app: user.app.clone(),
+        user: user.user.clone(),
+        locator: Some(locator.into()),
+    }
+}
+
+fn parse_presence(presence: Presence) -> Option<(UserKey, Locator)> {
+    let locator = presence.locator?.locator()?;
+    let user = UserKey {
+        app: presence.app,
+        user: presence.user,
+    };
+    Some((user, locator))
+}

@@ -1,0 +1,715 @@
+//! Client sessions: token, handles, packets in and out.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use rand::RngExt;
+use rustc_hash::FxHashMap;
+use tradewind_proto::{
+    CloseCode, DropReason, Locator, MAX_SEGMENT, RelayIndex, UserKey,
+    control::{
+        ClientMessage, Edge, EdgeMessage, Gone, LookupResult, Peer, Refreshed, Rejected, Welcome,
+        client_message, edge_message, lookup_result, rejected,
+    },
+    frame_message,
+    packet::{AccessHeader, Destination, Kind, LinkHeader, MAX_PASSED},
+    token::Claims,
+};
+
+use super::{
+    ConnKey, Shard, TimerKey,
+    connection::{Conn, Role},
+};
+use crate::{forwarder::HOP_LIMIT, packet::Packet, queue::Queued};
+
+/// Handles that one session may hold.
+const MAX_HANDLES: usize = 16_384;
+/// Bytes that the lane's own header may add to a segment.
+const LANE_OVERHEAD: usize = 256;
+/// How long a new connection may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// Edges told to a client in its welcome.
+const EDGES_TOLD: usize = 8;
+
+/// A client's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Its slot from 1; 0 until the token has been verified.
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+    ready: Option<Ready>,
+    handles: Vec<Handle>,
+    by_user: FxHashMap<String, u32>,
+    by_locator: FxHashMap<Locator, u32>,
+    /// Bytes it may send now, and when that was so.
+    allowance: (f64, Instant),
+}
+
+/// What is known of a session once its token has been verified.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) user: UserKey,
+    claims: Claims,
+}
+
+/// What a handle stands for.
+#[derive(Debug, Clone)]
+struct Handle {
+    /// `None` for sessions whose user is still being asked for, and for relays.
+    user: Option<String>,
+    /// Where to send to; `None` when that place is known to be empty.
+    locator: Option<Locator>,
+}
+
+impl Session {
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    pub(super) fn user(&self) -> Option<&UserKey> {
+        self.ready.as_ref().map(|ready| &ready.user)
+    }
+
+    pub(super) fn expired(&self, wall: SystemTime) -> bool {
+        self.ready
+            .as_ref()
+            .is_some_and(|ready| unix_s(wall) >= ready.claims.exp)
+    }
+
+    /// The handle for the sender at `locator`; `true` when it was made just now.
+    fn handle_of_sender(&mut self, locator: Locator) -> Option<(u32, bool)> {
+        if let Some(&handle) = self.by_locator.get(&locator) {
+            return Some((handle, false));
+        }
+        let handle = self.new_handle(Handle {
+            user: None,
+            locator: Some(locator),
+        })?;
+        self.by_locator.insert(locator, handle);
+        Some((handle, true))
+    }
+
+    fn handle_of_user(&mut self, user: &str, locator: Locator) -> Option<u32> {
+        if let Some(&handle) = self.by_user.get(user) {
+            self.handles[handle as usize - 1].locator = Some(locator);
+            return Some(handle);
+        }
+        let handle = self.new_handle(Handle {
+            user: Some(user.to_owned()),
+            locator: Some(locator),
+        })?;
+        self.by_user.insert(user.to_owned(), handle);
+        Some(handle)
+    }
+
+    fn handle_of_relay(&mut self, relay: RelayIndex) -> Option<u32> {
+        self.handle_of_sender(Locator::relay_itself(relay))
+            .map(|(handle, _)| handle)
+    }
+
+    /// Handles count from 1, so that 0 is none.
+    fn new_handle(&mut self, handle: Handle) -> Option<u32> {
+        if self.handles.len() >= MAX_HANDLES {
+            return None;
+        }
+        self.handles.push(handle);
+        Some(self.handles.len() as u32)
+    }
+
+    fn handle(&self, handle: u32) -> Option<&Handle> {
+        self.handles.get((handle as usize).checked_sub(1)?)
+    }
+
+    /// Takes `bytes` off what the token's rate allows (bursts of up to a second).
+    fn may_send(&mut self, bytes: usize, now: Instant) -> bool {
+        let Some(rate) = self.ready.as_ref().and_then(|ready| ready.claims.rate_bps) else {
+            return true;
+        };
+        let per_second = rate as f64 / 8.0;
+        let (left, at) = self.allowance;
+        let earned = now.saturating_duration_since(at).as_secs_f64() * per_second;
+        let left = (left + earned).min(per_second.max(MAX_SEGMENT as f64));
+        let allowed = left >= bytes as f64;
+        let spent = if allowed { bytes as f64 } else { 0.0 };
+        self.allowance = (left - spent, now);
+        allowed
+    }
+}
+
+impl Shard {
+    /// A new client connection.
+    pub(super) fn accepted_session(&mut self, now: Instant) -> Role {
+        Role::Session(Box::new(Session {
+            slot: 0,
+            generation: self.rng.random(),
+            ready: None,
+            handles: Vec::new(),
+            by_user: FxHashMap::default(),
+            by_locator: FxHashMap::default(),
+            allowance: (f64::MAX, now),
+        }))
+    }
+
+    /// The handshake of a client is complete: it has to say hello.
+    pub(super) fn session_connected(&mut self, key: ConnKey, now: Instant) {
+        self.timers
+            .push(now + HELLO_PATIENCE, TimerKey::Greeting(key));
+    }
+
+    /// A message on a session's control stream.
+    pub(super) fn session_control(&mut self, key: ConnKey, frame: &[u8], now: Instant) {
+        let Ok(ClientMessage {
+            id,
+            body: Some(body),
+        }) = ClientMessage::decode(frame)
+        else {
+            // A message of a later version: nothing to answer with.
+            return;
+        };
+        let ready = self.session(key).is_some_and(Session::is_ready);
+        match body {
+            client_message::Body::Hello(hello) if !ready => {
+                self.hello(key, id, &hello.token, now);
+            }
+            client_message::Body::LookupUser(lookup) if ready => {
+                self.lookup_user(key, id, lookup.user, now);
+            }
+            client_message::Body::LookupRelay(lookup) if ready => {
+                self.lookup_relay(key, id, &lookup.relay);
+            }
+            client_message::Body::RefreshToken(refresh) if ready => {
+                self.refresh(key, id, &refresh.token);
+            }
+            client_message::Body::Bye(_) => self.close(key, CloseCode::Done, "bye", now),
+            _ => self.close(
+                key,
+                CloseCode::Protocol,
+                "the first message must be one hello",
+                now,
+            ),
+        }
+    }
+
+    fn hello(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
+        let refusal = if self.draining {
+            Some((CloseCode::Draining, "the relay is draining".to_owned()))
+        } else if self.tables.me == RelayIndex::NONE {
+            let reason = "the relay has not joined its network yet; try another or again";
+            Some((CloseCode::Full, reason.to_owned()))
+        } else if self.sessions >= self.limits.max_sessions {
+            Some((CloseCode::Full, "the relay is full".to_owned()))
+        } else {
+            None
+        };
+        if let Some((code, reason)) = refusal {
+            self.metrics.sessions_refused.inc();
+            self.close(key, code, &reason, now);
+            return;
+        }
+        let claims = match self.tables.keys.verify(token, self.wall) {
+            Ok(claims) => claims,
+            Err(error) => {
+                self.metrics.sessions_refused.inc();
+                self.close(key, CloseCode::Unauthorized, &error.to_string(), now);
+                return;
+            }
+        };
+        let tables = self.tables.clone();
+        let user = UserKey {
+            app: claims.app.clone(),
+            user: claims.user.clone(),
+        };
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32
+        });
+        let Some(session) = self.session_mut(key) else {
+            return;
+        };
+        session.slot = slot;
+        let locator = Locator {
+            relay: tables.me,
+            slot,
+            generation: session.generation,
+        };
+        session.allowance = (
+            claims.rate_bps.map_or(f64::MAX, |rate| rate as f64 / 8.0),
+            now,
+        );
+        let welcome = Welcome {
+            relay: tables.name_of(tables.me).unwrap_or_default().to_owned(),
+            region: tables
+                .members
+                .get(&tables.me)
+                .map_or_else(String::new, |member| member.region.clone()),
+            relay_index: u32::from(locator.relay.0),
+            slot: locator.slot,
+            generation: locator.generation,
+            max_message_bytes: claims.max_message_bytes(),
+            expires_unix_s: claims.exp,
+            app: claims.app.clone(),
+            user: claims.user.clone(),
+            edges: Vec::new(),
+        };
+        session.ready = Some(Ready {
+            user: user.clone(),
+            claims,
+        });
+        self.slots[slot as usize - 1] = Some((locator.generation, key));
+        self.sessions += 1;
+        self.metrics.sessions_accepted.inc();
+        self.metrics.sessions.set(self.sessions as i64);
+        let welcome = Welcome {
+            edges: self.other_edges(),
+            ..welcome
+        };
+        self.tell(key, id, edge_message::Body::Welcome(welcome));
+        self.announce(&user, locator, now);
+        tracing::debug!(user = %user, %locator, "session");
+    }
+
+    /// Other edges that a client may connect to.
+    pub(super) fn other_edges(&self) -> Vec<Edge> {
+        let tables = &self.tables;
+        tables
+            .members
+            .values()
+            .filter(|member| member.index != tables.me && !member.draining)
+            .take(EDGES_TOLD)
+            .map(|member| Edge {
+                relay: member.name.clone(),
+                region: member.region.clone(),
+                addresses: member
+                    .client_addresses
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+            })
+            .collect()
+    }
+
+    fn refresh(&mut self, key: ConnKey, id: u32, token: &str) {
+        let verified = self.tables.keys.verify(token, self.wall);
+        let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) else {
+            return;
+        };
+        let answer = match verified {
+            Ok(claims) if claims.app == ready.user.app && claims.user == ready.user.user => {
+                ready.claims = claims;
+                Refreshed {
+                    expires_unix_s: ready.claims.exp,
+                    error: String::new(),
+                }
+            }
+            Ok(_) => Refreshed {
+                expires_unix_s: ready.claims.exp,
+                error: "the token is for another user".to_owned(),
+            },
+            Err(error) => Refreshed {
+                expires_unix_s: ready.claims.exp,
+                error: error.to_string(),
+            },
+        };
+        self.tell(key, id, edge_message::Body::Refreshed(answer));
+    }
+
+    fn lookup_relay(&mut self, key: ConnKey, id: u32, name: &str) {
+        let index = self
+            .tables
+            .members
+            .values()
+            .find(|member| member.name == name)
+            .map(|member| member.index);
+        let handle = index.and_then(|index| {
+            self.session_mut(key)
+                .and_then(|session| session.handle_of_relay(index))
+        });
+        self.tell_lookup(key, id, handle, lookup_result::Status::Offline);
+    }
+
+    /// The answer to a user's lookup has been found.
+    pub(super) fn found_user(&mut self, key: ConnKey, id: u32, user: &str, locator: Locator) {
+        let handle = self
+            .session_mut(key)
+            .and_then(|session| session.handle_of_user(user, locator));
+        self.tell_lookup(key, id, handle, lookup_result::Status::Denied);
+    }
+
+    /// Answers a lookup: with the handle, or with `otherwise`.
+    pub(super) fn tell_lookup(
+        &mut self,
+        key: ConnKey,
+        id: u32,
+        handle: Option<u32>,
+        otherwise: lookup_result::Status,
+    ) {
+        let status = handle.map_or(otherwise, |_| lookup_result::Status::Found);
+        let result = LookupResult {
+            status: status as i32,
+            handle: handle.unwrap_or(0),
+        };
+        self.tell(key, id, edge_message::Body::LookupResult(result));
+    }
+
+    /// Sends a client a control message; `reply_to` 0 is news.
+    pub(super) fn tell(&mut self, key: ConnKey, reply_to: u32, body: edge_message::Body) {
+        let frame = frame_message(&EdgeMessage {
+            reply_to,
+            body: Some(body),
+        });
+        let now = self.now;
+        let Some(conn) = self.conn_mut(key) else {
+            return;
+        };
+        if conn.send_control(frame) {
+            self.mark(key);
+        } else {
+            self.close(
+                key,
+                CloseCode::Protocol,
+                "control messages are not read",
+                now,
+            );
+        }
+    }
+
+    /// A packet from a client enters the network here.
+    pub(super) fn session_packet(
+        &mut self,
+        key: ConnKey,
+        raw: Bytes,
+        reliable: bool,
+        now: Instant,
+    ) {
+        let access = match AccessHeader::decode(&raw) {
+            Ok(access) => access,
+            Err(error) => return self.count_bad_header(error),
+        };
+        match self.admit(key, &access, raw.len(), reliable, now) {
+            Ok((sender, destination, leg)) => {
+                self.metrics.count_ingress(access.class);
+                let tables = &self.tables;
+                let header = LinkHeader {
+                    kind: access.kind,
+                    class: access.class,
+                    profile: access.class.profile() as u8,
+                    tree: 0,
+                    deflections: 0,
+                    trace: access.trace,
+                    path_change: false,
+                    hop_limit: HOP_LIMIT,
+                    plan: tables.active,
+                    age_us: u32::try_from(leg.as_micros()).unwrap_or(u32::MAX),
+                    sender,
+                    destination: Destination::Session(destination),
+                    passed: [RelayIndex::NONE; MAX_PASSED],
+                    uplink: 0,
+                    flow: access.flow,
+                    sequence: access.sequence,
+                };
+                self.forward(Packet::new(header, raw, AccessHeader::LEN, now), now);
+            }
+            Err(reason) => {
+                self.metrics.count_drop(reason);
+                if access.kind == Kind::Message {
+                    let reason = match reason {
+                        DropReason::Denied => rejected::Reason::Denied,
+                        DropReason::TooLarge => rejected::Reason::TooLarge,
+                        DropReason::UnknownHandle => rejected::Reason::UnknownHandle,
+                        DropReason::RateLimited => rejected::Reason::QueueFull,
+                        DropReason::SessionGone => {
+                            let gone = Gone {
+                                handle: access.handle,
+                            };
+                            return self.tell(key, 0, edge_message::Body::Gone(gone));
+                        }
+                        _ => return,
+                    };
+                    self.tell_rejected(key, reason, access.handle, access.flow, access.sequence);
+                }
+            }
+        }
+    }
+
+    /// Whether a client may send a packet: from which locator, to which, and its own leg's delay.
+    fn admit(
+        &mut self,
+        key: ConnKey,
+        access: &AccessHeader,
+        length: usize,
+        reliable: bool,
+        now: Instant,
+    ) -> Result<(Locator, Locator, Duration), DropReason> {
+        let me = self.tables.me;
+        let Some(conn) = self.conn_mut(key) else {
+            return Err(DropReason::ConnectionClosed);
+        };
+        let leg = conn.leg();
+        let Role::Session(session) = &mut conn.role else {
+            return Err(DropReason::Unexpected);
+        };
+        let Some(ready) = &session.ready else {
+            return Err(DropReason::NotReady);
+        };
+        let belongs = match access.kind {
+            Kind::Message => reliable,
+            Kind::Media | Kind::EchoRequest | Kind::EchoReply => !reliable,
+            Kind::Control | Kind::Probe => false,
+        };
+        if !belongs {
+            return Err(DropReason::Unexpected);
+        }
+        if !ready.claims.allows_class(access.class) {
+            return Err(DropReason::Denied);
+        }
+        if length > AccessHeader::LEN + MAX_SEGMENT + LANE_OVERHEAD {
+            return Err(DropReason::TooLarge);
+        }
+        let Some(handle) = session.handle(access.handle) else {
+            return Err(DropReason::UnknownHandle);
+        };
+        let destination = handle.locator.ok_or(DropReason::SessionGone)?;
+        if destination.is_relay_itself() && access.kind != Kind::EchoRequest {
+            return Err(DropReason::Denied);
+        }
+        if !session.may_send(length, now) {
+            return Err(DropReason::RateLimited);
+        }
+        let sender = Locator {
+            relay: me,
+            slot: session.slot,
+            generation: session.generation,
+        };
+        Ok((sender, destination, leg))
+    }
+
+    /// A packet for a session of this relay.
+    pub(super) fn deliver(&mut self, locator: Locator, packet: Packet, now: Instant) {
+        let sender = packet.header.sender;
+        let Some(key) = self.session_at(locator) else {
+            self.metrics.count_drop(DropReason::SessionGone);
+            self.tell_sender_gone(sender, locator, now);
+            return;
+        };
+        let Some(session) = self.session_mut(key) else {
+            return;
+        };
+        let Some((handle, new)) = session.handle_of_sender(sender) else {
+            self.metrics.count_drop(DropReason::UnknownHandle);
+            return;
+        };
+        if new && !sender.is_relay_itself() {
+            self.introduce(key, sender, now);
+        }
+        self.enqueue(key, Queued { packet, handle }, now);
+    }
+
+    /// Tells a client who is behind a handle that was made for packets that came to it.
+    pub(super) fn tell_peer(&mut self, key: ConnKey, locator: Locator, user: &UserKey) {
+        let Some(session) = self.session_mut(key) else {
+            return;
+        };
+        // Users of another app are nobody here.
+        if session.user().is_none_or(|own| own.app != user.app) {
+            return;
+        }
+        let Some(&handle) = session.by_locator.get(&locator) else {
+            return;
+        };
+        session.handles[handle as usize - 1].user = Some(user.user.clone());
+        let peer = Peer {
+            handle,
+            user: user.user.clone(),
+        };
+        self.tell(key, 0, edge_message::Body::Peer(peer));
+    }
+
+    /// The session at `destination` has ended: the handles that lead there lead nowhere.
+    pub(super) fn session_is_gone(&mut self, sender: Locator, destination: Locator) {
+        let Some(key) = self.session_at(sender) else {
+            return;
+        };
+        let Some(session) = self.session_mut(key) else {
+            return;
+        };
+        let gone: Vec<u32> = session
+            .handles
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, handle)| handle.locator == Some(destination))
+            .map(|(index, handle)| {
+                handle.locator = None;
+                index as u32 + 1
+            })
+            .collect();
+        for handle in gone {
+            self.tell(key, 0, edge_message::Body::Gone(Gone { handle }));
+        }
+    }
+
+    /// Tells a client that a packet of a lane was not taken.
+    pub(super) fn tell_rejected(
+        &mut self,
+        key: ConnKey,
+        reason: rejected::Reason,
+        handle: u32,
+        flow: u32,
+        sequence: u32,
+    ) {
+        let rejected = Rejected {
+            reason: reason as i32,
+            handle,
+            flow,
+            sequence,
+        };
+        self.tell(key, 0, edge_message::Body::Rejected(rejected));
+    }
+
+    /// The same, found out by another relay, which knows only the locators.
+    pub(super) fn packet_was_rejected(
+        &mut self,
+        sender: Locator,
+        destination: Locator,
+        reason: rejected::Reason,
+        flow: u32,
+        sequence: u32,
+    ) {
+        let Some(key) = self.session_at(sender) else {
+            return;
+        };
+        let handle = self.session(key).and_then(|session| {
+            session
+                .handles
+                .iter()
+                .position(|handle| handle.locator == Some(destination))
+        });
+        if let Some(index) = handle {
+            self.tell_rejected(key, reason, index as u32 + 1, flow, sequence);
+        }
+    }
+
+    /// A session's connection is over.
+    pub(super) fn session_over(&mut self, slot: u32, now: Instant) {
+        let Some((generation, key)) = slot
+            .checked_sub(1)
+            .and_then(|index| self.slots.get_mut(index as usize)?.take())
+        else {
+            // It never said hello, or is over already.
+            return;
+        };
+        self.free_slots.push(slot);
+        self.sessions -= 1;
+        self.metrics.sessions.set(self.sessions as i64);
+        let locator = Locator {
+            relay: self.tables.me,
+            slot,
+            generation,
+        };
+        let user = self.session(key).and_then(Session::user).cloned();
+        if let Some(user) = user {
+            self.withdraw(&user, locator, now);
+        }
+    }
+
+    /// The users with sessions here, and their locators.
+    pub(super) fn present(&self) -> Vec<(UserKey, Locator)> {
+        let me = self.tables.me;
+        self.slots
+            .iter()
+            .flatten()
+            .filter_map(|&(generation, key)| {
+                let session = self.session(key)?;
+                let locator = Locator {
+                    relay: me,
+                    slot: session.slot,
+                    generation,
+                };
+                Some((session.user()?.clone(), locator))
+            })
+            .collect()
+    }
+
+    /// The user of one of our own sessions.
+    pub(super) fn user_at(&self, locator: Locator) -> Option<UserKey> {
+        self.session(self.session_at(locator)?)?.user().cloned()
+    }
+
+    /// Ends sessions whose token has.
+    pub(super) fn close_expired(&mut self, now: Instant) {
+        let wall = self.wall;
+        let expired: Vec<ConnKey> = self
+            .slots
+            .iter()
+            .flatten()
+            .map(|&(_, key)| key)
+            .filter(|&key| self.session(key).is_some_and(|s| s.expired(wall)))
+            .collect();
+        for key in expired {
+            self.close(key, CloseCode::TokenExpired, "the token has expired", now);
+        }
+    }
+
+    pub(super) fn session_at(&self, locator: Locator) -> Option<ConnKey> {
+        let entry = self.slots.get((locator.slot as usize).checked_sub(1)?)?;
+        entry
+            .filter(|(generation, _)| *generation == locator.generation)
+            .map(|(_, key)| key)
+    }
+
+    pub(super) fn session(&self, key: ConnKey) -> Option<&Session> {
+        match self.conn(key) {
+            Some(Conn {
+                role: Role::Session(session),
+                ..
+            }) => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn session_mut(&mut self, key: ConnKey) -> Option<&mut Session> {
+        match self.conn_mut(key) {
+            Some(Conn {
+                role: Role::Session(session),
+                ..
+            }) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The sessions, for the debug page.
+    pub(super) fn session_summaries(&self) -> Vec<BTreeMap<&'static str, String>> {
+        self.slots
+            .iter()
+            .flatten()
+            .filter_map(|&(generation, key)| {
+                let session = self.session(key)?;
+                let conn = self.conn(key)?;
+                let locator = Locator {
+                    relay: self.tables.me,
+                    slot: session.slot,
+                    generation,
+                };
+                Some(BTreeMap::from([
+                    ("locator", locator.to_string()),
+                    ("user", session.user()?.to_string()),
+                    ("address", conn.quic.remote_address().to_string()),
+                    (
+                        "rtt_ms",
+                        format!("{:.3}", conn.quic.rtt().as_secs_f64() * 1e3),
+                    ),
+                    ("handles", session.handles.len().to_string()),
+                    ("queued", conn.queue.len().to_string()),
+                ]))
+            })
+            .collect()
+    }
+}
+
+fn unix_s(wall: SystemTime) -> u64 {
+    wall.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,87 @@
+//! QUIC's parameters on the two ports.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn_proto::{
+    AckFrequencyConfig, ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+};
+use tradewind_proto::{ALPN_CLIENT, ALPN_LINK};
+use tradewind_trust::{Identity, Roots, TrustError, tls};
+
+use crate::shard::Certificates;
+
+/// Most datagram bytes inside QUIC on one connection: about one batch. What waits longer waits in
+/// our own queue, where class and age count.
+const DATAGRAM_BATCH: usize = 8 << 10;
+/// Acknowledge every this many packets (ACK frequency extension): fewer packets back, less CPU.
+const ACK_EVERY: u32 = 10;
+/// Smallest UDP payload of a link at the start: what an IPv6 path of the minimum MTU, 1,280,
+/// carries (RFC 8200, section 5). Discovery finds more.
+const LINK_INITIAL_MTU: u16 = 1_232;
+
+/// TLS and transport for both ports.
+pub(crate) fn certificates(
+    identity: &Identity,
+    roots: &Roots,
+    clock: tls::WallClock,
+) -> Result<Certificates, TrustError> {
+    let client_tls = tls::client_port_server_config(identity, &[ALPN_CLIENT], clock.clone())?;
+    let link_tls = tls::mtls_server_config(identity, roots, &[ALPN_LINK], clock.clone())?;
+    let dial_tls = tls::mtls_client_config(identity, roots, &[ALPN_LINK], clock)?;
+
+    let mut client_server = ServerConfig::with_crypto(tls::quic_server(client_tls)?);
+    client_server.transport_config(Arc::new(client_transport()));
+    let mut link_server = ServerConfig::with_crypto(tls::quic_server(link_tls)?);
+    let link_transport = Arc::new(link_transport());
+    link_server.transport_config(link_transport.clone());
+    link_server.migration(false);
+    let mut link_client = ClientConfig::new(tls::quic_client(dial_tls)?);
+    link_client.transport_config(link_transport);
+    Ok(Certificates {
+        client_server: Arc::new(client_server),
+        link_server: Arc::new(link_server),
+        link_client,
+    })
+}
+
+/// Towards clients: modest windows, for there are many of them.
+fn client_transport() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(16))
+        .stream_receive_window(VarInt::from_u32(256 << 10))
+        .receive_window(VarInt::from_u32(1 << 20))
+        .send_window(1 << 20)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))))
+        .datagram_receive_buffer_size(Some(256 << 10))
+        .datagram_send_buffer_size(DATAGRAM_BATCH)
+        .ack_frequency_config(Some(ack_frequency(Duration::from_millis(20))));
+    config
+}
+
+/// Between relays: room for the product of bandwidth and delay of a long link.
+fn link_transport() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(64))
+        .stream_receive_window(VarInt::from_u32(4 << 20))
+        .receive_window(VarInt::from_u32(32 << 20))
+        .send_window(16 << 20)
+        .initial_rtt(Duration::from_millis(200))
+        .initial_mtu(LINK_INITIAL_MTU)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(10_000))))
+        .datagram_receive_buffer_size(Some(2 << 20))
+        .datagram_send_buffer_size(DATAGRAM_BATCH)
+        .ack_frequency_config(Some(ack_frequency(Duration::from_millis(50))));
+    config
+}
+
+fn ack_frequency(max_delay: Duration) -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config
+        .ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY))
+        .max_ack_delay(Some(max_delay));
+    config
+}
