@@ -37,7 +37,7 @@ async fn lateness_us(wan: Wan, pairs: u64, per_tick: u64, tick: Duration, ticks:
             }
         });
         let clock = wan.clone();
-        readers.push(tokio::task::spawn(async move {
+        readers.push(tokio::runtime::Handle::current().spawn(async move {
             let mut late = Vec::new();
             let mut last = 0;
             while (late.len() as u64) < per_tick * ticks {
