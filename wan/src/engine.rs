@@ -35,7 +35,7 @@ pub enum Mode {
 /// microseconds, rounded down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeliveryError {
-    /// Packets measured.
+    /// Packets measured, those over links without delay included, which cannot be late.
     pub packets: u64,
     /// Half of the packets were at most this late.
     pub p50_us: u64,
