@@ -193,7 +193,7 @@ mod tests {
         EnrolRequest {
             token: token.to_string(),
             relay: relay.to_owned(),
-            csr: KeyRequest::generate().unwrap().der().to_vec(),
+            csr: KeyRequest::generate(relay).unwrap().csr().to_vec(),
             names: vec!["127.0.0.1".into()],
         }
     }
