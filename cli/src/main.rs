@@ -1,1 +1,29 @@
-fn main(){}
+//! `tradewind`: the one command people type.
+
+mod lab;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Carries real-time traffic over the better path between places.
+#[derive(Debug, Parser)]
+#[command(name = "tradewind", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows a whole network at work on this machine, on real round-trip times.
+    Lab(lab::LabArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Lab(args) => lab::run(&args),
+    };
+    tradewind_service::exit::finish("tradewind", result)
+}
