@@ -88,7 +88,8 @@ fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
     };
     // A lone word that is no level would be taken for the name of a module, and log nothing.
     let level = filter.parse::<tracing::level_filters::LevelFilter>();
-    if level.is_err() && !filter.contains(['=', ',', ':', '[']) {
+    let lone_word = !filter.contains(['=', ',', ':', '[']);
+    if filter.is_empty() || (lone_word && level.is_err()) {
         return Err(bad("no such level".to_owned()));
     }
     EnvFilter::builder()

@@ -140,6 +140,10 @@ impl FromStr for Rate {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
+        // "1GBps" would be bytes to whoever wrote it: eight times what we should take it for.
+        if text.contains("Bps") {
+            return Err(RATES.error(text));
+        }
         RATES.parse(text).map(Self::from_bits_per_sec)
     }
 }
