@@ -119,3 +119,63 @@ pub fn frame_message(message: &impl prost::Message) -> Bytes {
     let _ = message.encode(&mut out);
     out.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn frames_come_back_however_the_stream_is_cut(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20),
+            cuts in prop::collection::vec(1_usize..64, 1..50),
+        ) {
+            let mut stream = BytesMut::new();
+            for frame in &frames {
+                let (head, tail) = frame.split_at(frame.len() / 3);
+                encode_frame(&mut stream, &[head, tail]);
+            }
+            let mut stream = stream.freeze();
+            let mut reader = FrameReader::new(1_000);
+            let mut read = Vec::new();
+            let mut cuts = cuts.iter().cycle();
+            while !stream.is_empty() {
+                let cut = stream.len().min(*cuts.next().expect("endless"));
+                reader.push(stream.split_to(cut));
+                while let Some(frame) = reader.next_frame().expect("all are short") {
+                    read.push(frame.to_vec());
+                }
+            }
+            prop_assert_eq!(read, frames);
+        }
+
+        #[test]
+        fn no_stream_makes_the_reader_panic_or_hold_more_than_came(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let mut reader = FrameReader::new(MAX_CONTROL_FRAME);
+            reader.push(bytes.clone().into());
+            let mut taken = 0;
+            while let Ok(Some(frame)) = reader.next_frame() {
+                taken += 4 + frame.len();
+            }
+            prop_assert!(taken <= bytes.len());
+            prop_assert!(reader.partial.capacity() <= 2 * bytes.len() + 64);
+        }
+    }
+
+    #[test]
+    fn a_frame_beyond_the_limit_is_refused_from_its_length_alone() {
+        let mut reader = FrameReader::new(1_000);
+        reader.push(Bytes::from_static(&[0, 0, 3, 233]));
+        assert_eq!(
+            reader.next_frame(),
+            Err(FrameError::TooLong {
+                length: 1_001,
+                limit: 1_000
+            })
+        );
+    }
+}

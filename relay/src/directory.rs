@@ -3,13 +3,10 @@
 //! Soft state: edges own the truth about their sessions and announce it again before its lease ends.
 //! Shared by the shards, off the per-packet way.
 
-use std::{
-    hash::{Hash, Hasher},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use rustc_hash::{FxBuildHasher, FxHasher};
+use rustc_hash::FxBuildHasher;
 use tradewind_proto::{Locator, RelayIndex, UserKey};
 
 /// Homes of a key.
@@ -106,14 +103,14 @@ pub(crate) fn homes(key: &UserKey, relays: &[RelayIndex]) -> Vec<RelayIndex> {
     let mut ranked: Vec<(u64, RelayIndex)> = relays
         .iter()
         .map(|&relay| {
-            // Every relay must come to the same result, on every machine and in every version:
-            // FxHasher over plain bytes is stable, std's default is not.
-            let mut hasher = FxHasher::default();
-            hasher.write(key.app.as_bytes());
-            hasher.write_u8(0xff);
-            hasher.write(key.user.as_bytes());
-            relay.0.hash(&mut hasher);
-            (mix(hasher.finish()), relay)
+            let relay_bytes = relay.0.to_be_bytes();
+            let parts = [
+                key.app.as_bytes(),
+                &[0xff],
+                key.user.as_bytes(),
+                &relay_bytes,
+            ];
+            (mix(fnv1a(parts.into_iter().flatten())), relay)
         })
         .collect();
     ranked.sort_unstable_by(|a, b| b.cmp(a));
@@ -121,8 +118,15 @@ pub(crate) fn homes(key: &UserKey, relays: &[RelayIndex]) -> Vec<RelayIndex> {
     ranked.into_iter().map(|(_, relay)| relay).collect()
 }
 
-/// The finaliser of MurmurHash3: spreads every input bit over every output bit, which FxHasher does
-/// not.
+/// FNV-1a, 64 bits. Every relay must come to the same result, on every machine and in every version,
+/// which no hasher of a library promises.
+fn fnv1a<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The finaliser of MurmurHash3: spreads every input bit over every output bit, which FNV does not.
 fn mix(mut x: u64) -> u64 {
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -121,10 +121,8 @@ mod tests {
                 }],
             }],
         };
-        let mut tables = Tables {
-            me: ME,
-            ..Tables::default()
-        };
+        let mut tables = Tables::default();
+        tables.me = ME;
         tables.hold(Plan::from_part(&part).expect("a good plan"));
         tables
     }

@@ -121,9 +121,10 @@ impl Conn {
         }
     }
 
-    /// Half the round trip of this connection: the estimate of its one-way delay.
+    /// Half the shortest round trip of this connection: the estimate of its one-way delay. (The
+    /// smoothed one contains the peer's delay in acknowledging.)
     pub(super) fn leg(&self) -> Duration {
-        self.quic.rtt() / 2
+        self.quic.min_rtt() / 2
     }
 
     /// Opens the control stream (the dialer's part).
