@@ -1,5 +1,6 @@
 //! `tradewind`: the one command people type.
 
+mod commands;
 mod lab;
 
 use std::process::ExitCode;
@@ -18,12 +19,15 @@ struct Cli {
 enum Command {
     /// Shows a whole network at work on this machine, on real round-trip times.
     Lab(lab::LabArgs),
+    #[command(flatten)]
+    Network(commands::NetworkCommand),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Lab(args) => lab::run(&args),
+        Command::Network(command) => commands::run(command),
     };
     tradewind_service::exit::finish("tradewind", result)
 }

@@ -1,0 +1,69 @@
+//! What people type besides `lab`: sending and receiving, looking at the network, making tokens
+//! and certificates.
+
+mod ca;
+mod connect;
+mod doctor;
+mod http;
+mod ping;
+mod recv;
+mod relays;
+mod routes;
+mod send;
+mod show;
+mod token;
+
+use std::future::Future;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+
+/// The commands, to be put beside `lab`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Sends a message and tells its end-to-end outcome.
+    Send(send::SendArgs),
+    /// Receives messages and shows them.
+    Recv(recv::RecvArgs),
+    /// Measures the whole way to a user or relay and back, hop by hop.
+    Ping(ping::PingArgs),
+    /// Shows which way packets go between two relays, and why.
+    Routes(routes::RoutesArgs),
+    /// Shows the relays of the network.
+    Relays(relays::RelaysArgs),
+    /// Makes client tokens and the key that signs them.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// The deployment's certificate authority.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Looks for what keeps this machine from using the network.
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What went wrong, for people; [`tradewind_service::exit`] has the exit codes.
+pub(crate) fn run(command: NetworkCommand) -> anyhow::Result<()> {
+    // The outcome is what people want to read; warnings of the libraries below are for debugging.
+    tradewind_service::logs::init("error,tradewind=warn,tradewind_client=warn")?;
+    match command {
+        NetworkCommand::Send(args) => block_on(send::run(args)),
+        NetworkCommand::Recv(args) => block_on(recv::run(args)),
+        NetworkCommand::Ping(args) => block_on(ping::run(args)),
+        NetworkCommand::Routes(args) => block_on(routes::run(args)),
+        NetworkCommand::Relays(args) => block_on(relays::run(args)),
+        NetworkCommand::Token(command) => token::run(command),
+        NetworkCommand::Ca(command) => ca::run(command),
+        NetworkCommand::Doctor(args) => block_on(doctor::run(args)),
+    }
+}
+
+fn block_on(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(future)
+}
