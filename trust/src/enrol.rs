@@ -157,8 +157,8 @@ impl EnrolBook {
         self.grants.insert(token.hash().to_string(), grant);
     }
 
-    /// Uses up a token for `relay`. The same relay may repeat it while it lasts: the answer to its
-    /// first attempt may have been lost on the way.
+    /// Uses up a token for `relay`. A second time is refused, to the same relay too: who overheard
+    /// a used token could else enrol under its name. An answer lost on the way costs a token.
     ///
     /// # Errors
     /// [`EnrolError`]; the token is not used up then.
@@ -178,8 +178,8 @@ impl EnrolBook {
         if let Some(only) = grant.relay.as_deref().filter(|only| *only != relay) {
             return Err(EnrolError::OtherRelay(only.to_owned()));
         }
-        if let Some(user) = grant.used_by.as_deref().filter(|user| *user != relay) {
-            return Err(EnrolError::Used(user.to_owned()));
+        if let Some(user) = &grant.used_by {
+            return Err(EnrolError::Used(user.clone()));
         }
         if unix_seconds(now) > grant.expires {
             return Err(EnrolError::Expired);
@@ -248,8 +248,11 @@ mod tests {
             Err(EnrolError::Expired)
         );
         assert_eq!(book.redeem(&first.to_string(), "a", at(50)), Ok(()));
-        assert_eq!(book.redeem(&first.to_string(), "a", at(51)), Ok(()));
         let used = EnrolError::Used("a".into());
+        assert_eq!(
+            book.redeem(&first.to_string(), "a", at(51)),
+            Err(used.clone())
+        );
         assert_eq!(book.redeem(&first.to_string(), "b", at(52)), Err(used));
         let other = EnrolError::OtherRelay("oslo-1".into());
         assert_eq!(book.redeem(&second.to_string(), "b", at(52)), Err(other));

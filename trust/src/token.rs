@@ -26,7 +26,9 @@ pub const CLOCK_LEEWAY: Duration = Duration::from_secs(30);
 const AUDIENCE: &str = "tradewind";
 /// Most keys that are held at a time.
 const MAX_KEYS: usize = 1024;
-const HINT: &str = "`tradewind token key` makes it";
+const HINT: &str =
+    "it is an Ed25519 key in PEM, as `openssl genpkey -algorithm ed25519` writes one";
+const PUBLIC_HINT: &str = "it is the public half of a token key in PEM, as `openssl pkey -pubout` writes it, or a JWK set";
 /// DER of `SubjectPublicKeyInfo` for Ed25519 up to the 32 bytes of the key (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
@@ -367,7 +369,7 @@ impl TokenKeys {
     }
 
     fn load_file(path: &Path) -> Result<Self, TrustError> {
-        let text = pem_file::read(path, "token key", HINT)?;
+        let text = pem_file::read(path, "public token key", PUBLIC_HINT)?;
         let origin = path.display().to_string();
         if path.extension().is_some_and(|ext| ext != "pem") || text.first() == Some(&b'{') {
             return Self::from_jwks(&text, &origin);
