@@ -34,13 +34,11 @@ pub enum DropReason {
     NotReady,
     /// A kind of packet that does not belong on this port.
     Unexpected,
-    /// The ring to another shard is full.
-    ShardRingFull,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::Version,
         Self::HopLimit,
@@ -56,7 +54,6 @@ impl DropReason {
         Self::ConnectionClosed,
         Self::NotReady,
         Self::Unexpected,
-        Self::ShardRingFull,
     ];
 
     /// Its value of the label `reason` in metrics.
@@ -78,7 +75,6 @@ impl DropReason {
             Self::ConnectionClosed => "connection_closed",
             Self::NotReady => "not_ready",
             Self::Unexpected => "unexpected",
-            Self::ShardRingFull => "shard_ring_full",
         }
     }
 }

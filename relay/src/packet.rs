@@ -219,3 +219,115 @@ fn joined(head: &[u8], payload: &[u8]) -> Bytes {
 fn micros(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use tradewind_proto::{
+        Class, Locator, PlanId,
+        packet::{Destination, Kind, MAX_PASSED},
+    };
+
+    use super::*;
+
+    const ME: RelayIndex = RelayIndex(5);
+
+    #[allow(clippy::disallowed_methods)] // any instant will do
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn on_the_wire(trace: bool, payload: &[u8]) -> Bytes {
+        let header = LinkHeader {
+            kind: Kind::Media,
+            class: Class::Audio,
+            profile: 0,
+            tree: 0,
+            deflections: 0,
+            trace,
+            path_change: false,
+            hop_limit: 7,
+            plan: PlanId::NONE,
+            age_us: 1_000,
+            sender: Locator::relay_itself(RelayIndex(1)),
+            destination: Destination::Session(Locator::relay_itself(RelayIndex(2))),
+            passed: [RelayIndex::NONE; MAX_PASSED],
+            uplink: 0,
+            flow: 3,
+            sequence: 4,
+        };
+        let mut head = [0; LinkHeader::LEN];
+        header.encode(&mut head);
+        let mut bytes = head.to_vec();
+        if trace {
+            bytes.extend_from_slice(&Trace::default().encode());
+        }
+        bytes.extend_from_slice(payload);
+        bytes.into()
+    }
+
+    #[test]
+    fn a_transit_packet_keeps_its_payload_where_it_is_and_grows_older() {
+        let now = start();
+        for trace in [false, true] {
+            let raw = on_the_wire(trace, b"payload");
+            let payload_at = raw[raw.len() - 7..].as_ptr();
+            let packet = Packet::from_link(raw, now).expect("a packet");
+            let out = packet.into_link_datagram(ME, now + Duration::from_micros(250));
+            assert_eq!(out[out.len() - 7..].as_ptr(), payload_at, "it was copied");
+            let again = Packet::from_link(out, now).expect("a packet");
+            assert_eq!(again.header.age_us, 1_250);
+            assert_eq!(&again.payload()[..], b"payload");
+            let hops = again.trace.map(|trace| trace.hops.len());
+            assert_eq!(hops, trace.then_some(1));
+        }
+    }
+
+    #[test]
+    fn towards_a_client_the_shorter_header_is_written_in_front_of_the_payload() {
+        let now = start();
+        let raw = on_the_wire(false, b"payload");
+        let payload_at = raw[LinkHeader::LEN..].as_ptr();
+        let packet = Packet::from_link(raw, now).expect("a packet");
+        let leg = Duration::from_micros(500);
+        let out = packet.into_access_datagram(42, leg, ME, now);
+        let header = AccessHeader::decode(&out).expect("a header");
+        assert_eq!((header.handle, header.flow, header.sequence), (42, 3, 4));
+        assert_eq!(header.age_us, 1_500);
+        assert_eq!(
+            out[AccessHeader::LEN..].as_ptr(),
+            payload_at,
+            "it was copied"
+        );
+        assert_eq!(&out[AccessHeader::LEN..], b"payload");
+    }
+
+    #[test]
+    fn a_buffer_that_somebody_else_holds_is_left_alone() {
+        let now = start();
+        let raw = on_the_wire(false, b"payload");
+        let before = raw.clone();
+        let packet = Packet::from_link(raw, now).expect("a packet");
+        let out = packet.into_link_datagram(ME, now + Duration::from_micros(250));
+        assert_ne!(out, before);
+        assert_eq!(before, on_the_wire(false, b"payload"));
+    }
+
+    #[test]
+    fn a_frame_is_its_length_its_header_and_the_payload_itself() {
+        let now = start();
+        let raw = on_the_wire(false, b"payload");
+        let payload_at = raw[LinkHeader::LEN..].as_ptr();
+        let packet = Packet::from_link(raw, now).expect("a packet");
+        let [head, payload] = packet.into_link_frame(ME, now);
+        assert_eq!(payload.as_ptr(), payload_at);
+        assert_eq!(head[..4], (LinkHeader::LEN as u32 + 7).to_be_bytes());
+        assert_eq!(head.len(), 4 + LinkHeader::LEN);
+    }
+
+    #[test]
+    fn a_packet_that_ends_before_its_trace_does_is_refused() {
+        let raw = on_the_wire(true, b"");
+        let cut = raw.slice(..raw.len() - 1);
+        assert!(Packet::from_link(cut, start()).is_err());
+    }
+}

@@ -367,11 +367,12 @@ impl Shard {
                 endpoints.responses.pop_front();
             }
         }
+        let mut driven = 0;
         loop {
             // First take in everything, so that what goes to one neighbour goes in one batch.
-            for index in 0..self.dirty.len() {
-                let key = self.dirty[index];
+            while let Some(&key) = self.dirty.get(driven) {
                 self.drive(key);
+                driven += 1;
             }
             if self.take_inputs(now) {
                 continue;
@@ -379,6 +380,7 @@ impl Shard {
             let Some(key) = self.dirty.pop_front() else {
                 return;
             };
+            driven -= 1;
             if !self.transmit(key, now, &mut send) {
                 self.dirty.push_front(key);
                 return;
