@@ -25,9 +25,20 @@ pub struct ControllerConfig {
     pub state_dir: Option<PathBuf>,
     /// Planning.
     pub network: NetworkConfig,
-    /// Shown to the HTTP API as `Authorization: Bearer …` by those who administer. `None`: no
-    /// administration over HTTP.
-    pub admin_secret: Option<String>,
+    /// Who may administer over the HTTP API.
+    pub admin: AdminAccess,
+}
+
+/// Who may administer over the HTTP API.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum AdminAccess {
+    /// Nobody.
+    #[default]
+    Closed,
+    /// Those who show this as `Authorization: Bearer …`.
+    Secret(String),
+    /// Everybody who reaches it: for throw-away networks on loopback only.
+    Open,
 }
 
 impl ControllerConfig {
@@ -43,7 +54,7 @@ impl ControllerConfig {
             token_keys: TokenKeys::default(),
             state_dir: None,
             network: NetworkConfig::default(),
-            admin_secret: None,
+            admin: AdminAccess::Closed,
         }
     }
 }

@@ -19,7 +19,7 @@ use tradewind_proto::{ALPN_CONTROL, ALPN_ENROL, CloseCode, PlanId};
 use tradewind_trust::{Ca, EnrolToken, Identity, Roots, TokenKeys, TrustError, tls};
 
 use crate::{
-    config::{ControllerConfig, StartError},
+    config::{AdminAccess, ControllerConfig, StartError},
     connection::{self, Outbox},
     enrol::{EnrolTokenError, Tokens},
     network::{
@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) ca: Option<Arc<Ca>>,
     pub(crate) tokens: Tokens,
-    pub(crate) admin_secret: Option<String>,
+    admin: AdminAccess,
     /// Bounds connections that have not registered.
     pub(crate) unregistered: Arc<Semaphore>,
     started: Instant,
@@ -85,7 +85,7 @@ impl Controller {
         let shared = Arc::new(Shared {
             ca: config.ca,
             tokens: Tokens::new(config.state_dir.clone(), config.reusable_enrol_tokens),
-            admin_secret: config.admin_secret,
+            admin: config.admin,
             unregistered: Arc::new(Semaphore::new(MAX_UNREGISTERED)),
             started: host.now(),
             endpoint,
@@ -228,8 +228,8 @@ impl Controller {
         let _ = self.shared.host.timeout(GOODBYE, self.shared.endpoint.wait_idle()).await;
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+    pub(crate) fn admin_access(&self) -> &AdminAccess {
+        &self.shared.admin
     }
 }
 

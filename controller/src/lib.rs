@@ -12,11 +12,11 @@ mod connection;
 mod controller;
 mod enrol;
 mod http;
-mod metrics;
+pub mod metrics;
 pub mod network;
 pub mod state;
 
-pub use config::{ControllerConfig, StartError};
+pub use config::{AdminAccess, ControllerConfig, StartError};
 pub use controller::Controller;
 pub use enrol::EnrolTokenError;
 pub use network::{NetworkConfig, PathError};

@@ -4,9 +4,13 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tradewind_trust::EnrolToken;
+
+use crate::enrol::{EnrolTokenError, Tokens};
 
 const NETWORK_FILE: &str = "network.json";
 
@@ -96,6 +100,20 @@ pub fn begin_epoch(dir: Option<&Path>) -> Result<SavedNetwork, StateError> {
 /// [`StateError::Io`]; what was there before is untouched then.
 pub fn save(dir: &Path, network: &SavedNetwork) -> Result<(), StateError> {
     write_json(&dir.join(NETWORK_FILE), network)
+}
+
+/// Makes a one-time enrolment token in the state directory of a controller, which may be running:
+/// good for `lifetime`, for `relay` only if named.
+///
+/// # Errors
+/// [`EnrolTokenError`].
+pub fn create_enrol_token(
+    dir: &Path,
+    relay: Option<String>,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<EnrolToken, EnrolTokenError> {
+    Tokens::new(Some(dir.to_owned()), Vec::new()).create(relay, lifetime, now)
 }
 
 /// Reads a JSON file; `None` when there is none.

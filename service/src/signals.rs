@@ -108,10 +108,9 @@ impl Signals {
 
     async fn stops(&self, count: u64) {
         let mut counts = self.counts.clone();
-        let reached = counts.wait_for(|counts| counts.stops >= count).await;
-        if reached.is_err() {
-            // Nobody is left who could ask for it.
-            drop(reached);
+        // The value's guard must not be held over the next await: this future is to be `Send`.
+        let nobody_left = counts.wait_for(|counts| counts.stops >= count).await.is_err();
+        if nobody_left {
             std::future::pending::<()>().await;
         }
     }

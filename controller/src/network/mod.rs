@@ -34,7 +34,10 @@ use tradewind_proto::{
         controller_to_relay as to_relay, relay_to_controller as from_relay,
     },
 };
-use tradewind_routing::{CostWeights, Planner, PlannerConfig, PlannerInput, TreeRules};
+use tradewind_routing::{
+    CostMatrix, CostWeights, PlanTables, Planner, PlannerConfig, PlannerInput, TreeRules, backups,
+    in_trees,
+};
 use tradewind_trust::TokenKeys;
 
 use crate::state::SavedNetwork;
@@ -133,6 +136,8 @@ pub struct Network {
     active: Option<Plan>,
     on_its_way: Option<Distribution>,
     next_planning: Duration,
+    /// How many relays are online, and since when, while nothing is planned.
+    gathered: (usize, Duration),
     /// When the planner is asked out of turn.
     urgent: Option<Duration>,
     alert: Option<String>,
@@ -164,6 +169,7 @@ impl Network {
             active: None,
             on_its_way: None,
             next_planning: config.interval,
+            gathered: (0, Duration::ZERO),
             urgent: None,
             alert: None,
             republish: None,
@@ -437,27 +443,50 @@ impl Network {
             }
             self.alert = decision.alert;
         }
-        let Some(tables) = self.planner.tables() else { return };
+        let alone = self.tables_without_links(now, &rules);
+        let Some(tables) = self.planner.tables().or(alone.as_ref()) else { return };
         let members = self.members(now, tables.in_trees.len());
         let mut reasons = decision.reasons;
         reasons.extend(self.republish.take());
         if !decision.changed && reasons.is_empty() {
             match self.newest().map(Plan::member_set) {
-                Some(known) if known != members => {
-                    reasons.push(self.who_came_and_went(&known, &members));
-                }
-                _ => return,
+                Some(known) if known == members => return,
+                Some(known) => reasons.push(self.who_came_and_went(&known, &members)),
+                None => reasons.push("first plan: no link is measured".to_owned()),
             }
         }
+        let id = PlanId { epoch: self.epoch, number: self.next_number };
+        let mut plan = Plan::new(id, now, reasons, &members, &self.registry, tables, &matrix);
+        self.next_number += 1;
         if let Some(superseded) = self.on_its_way.take() {
             self.stats.plans_superseded += 1;
-            reasons.extend(superseded.plan.reasons);
+            plan.reasons.extend(superseded.plan.reasons);
         }
-        let id = PlanId { epoch: self.epoch, number: self.next_number };
-        self.next_number += 1;
-        let Some(tables) = self.planner.tables() else { return };
-        let plan = Plan::new(id, now, reasons, &members, &self.registry, tables, &matrix);
         self.distribute(now, plan);
+    }
+
+    /// Tables for relays between which no link is known, as long as the planner has none: a
+    /// network of one relay serves its clients too. Relays get time to measure first.
+    fn tables_without_links(&mut self, now: Duration, rules: &TreeRules) -> Option<PlanTables> {
+        let online = self.registry.online().count();
+        if online != self.gathered.0 {
+            self.gathered = (online, now);
+        }
+        let alone = online == 1 && self.expected <= 1;
+        let patience = match alone {
+            true => self.config.planner.settle,
+            false => 2 * self.config.planner.first_plan_within,
+        };
+        if self.planner.tables().is_some() || online == 0 || now < self.gathered.1 + patience {
+            return None;
+        }
+        let cost = CostMatrix::new(self.registry.len());
+        Some(PlanTables {
+            in_trees: in_trees(&cost, rules),
+            out_trees: Vec::new(),
+            backups: backups(&cost, rules),
+            cost,
+        })
     }
 
     /// The relays that a plan over `planned` indices knows.

@@ -738,3 +738,20 @@ fn an_unknown_name_is_answered_with_those_there_are() {
         Err(PathError::UnknownRelay { name: "a".into(), candidates: vec![] })
     );
 }
+
+#[test]
+fn a_relay_by_itself_is_a_network_too() {
+    let mut world = World::with(triangle(), SavedNetwork::default(), NetworkConfig::default());
+    world.connect(0);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.relays[0].active, world.network.active_plan());
+    assert!(world.relays[0].active.is_some());
+    assert_eq!(world.walk(0, 0), Some(vec![0]));
+    let plans = world.network.stats().plans_made;
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.network.stats().plans_made, plans);
+    world.connect(1);
+    world.connect(2);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.walk(0, 2), Some(vec![0, 1, 2]));
+}
