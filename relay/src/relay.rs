@@ -257,6 +257,26 @@ impl Relay {
         self.inspect().await.sessions
     }
 
+    /// Shows renewed certificates on connections made from now on, to clients and other relays;
+    /// those that stand are left alone. The connection to the controller keeps the old certificate
+    /// until the relay starts anew.
+    ///
+    /// # Errors
+    /// [`TrustError`]; the certificates there were stay in use then.
+    pub async fn reload_identity(
+        &self,
+        identity: &Identity,
+        roots: &Roots,
+    ) -> Result<(), TrustError> {
+        for shard in &self.shards {
+            let clock = tls::host_clock(self.host.clone());
+            let renewed = transport::certificates(identity, roots, clock)?;
+            // A shard that has stopped shows none.
+            let _ = shard.send(Command::Certificates(Box::new(renewed))).await;
+        }
+        Ok(())
+    }
+
     /// Leaves the network without hurting anybody: takes no new clients, tells the controller, sends
     /// the clients there are elsewhere, and stops when they are gone or `deadline` is over.
     pub async fn drain(&self, deadline: Duration) {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use support::{TestClient, World, header};
 use tradewind_proto::{
@@ -10,7 +10,7 @@ use tradewind_proto::{
     control::{edge_message, lookup_result},
     packet::{AccessHeader, Kind, Trace},
 };
-use tradewind_wan::run_virtual;
+use tradewind_wan::{HostClock, run_virtual};
 
 /// r0 to r2 takes 100 ms direct and 50 ms through r1.
 const DETOUR: &[&[u64]] = &[&[0, 20, 100], &[20, 0, 30], &[100, 30, 0]];
@@ -274,6 +274,47 @@ fn a_draining_relay_says_where_to_go_and_takes_nobody_new() {
         assert!(closed.to_string().contains("stops"), "{closed}");
         let took = wan.network_time() - started;
         assert!(took >= Duration::from_secs(10), "{took:?}");
+    });
+}
+
+#[test]
+fn relays_on_ipv6_reach_each_other_by_the_addresses_they_advertise() {
+    run_virtual(12, |wan| async move {
+        let world = World::with_settings(wan.clone(), DETOUR, |settings, host| {
+            settings.client_listen = "[::]:7443".parse().unwrap();
+            settings.link_listen = "[::]:7444".parse().unwrap();
+            // Port 0: the one that was bound.
+            settings.client_advertise = vec![SocketAddr::new(host.ip6(), 0)];
+            settings.link_advertise = vec![SocketAddr::new(host.ip6(), 0)];
+        })
+        .await;
+        world.plan(1, VIA_R1, BACKUPS).await;
+        let mut alice = world.client(0, "alice").await;
+        let bob = world.client(2, "bob").await;
+        wan.sleep(Duration::from_millis(500)).await;
+        let handle = alice.handle("bob").await;
+        alice.send(header(Kind::Media, Class::Audio, handle, 1), b"hello");
+        assert!(bob.receive().await.is_some());
+    });
+}
+
+#[test]
+fn a_relay_that_others_could_not_reach_does_not_start() {
+    run_virtual(13, |wan| async move {
+        let world = World::new(wan.clone(), DETOUR).await;
+        let host = wan.add_host(world.places[0], HostClock::EXACT);
+        let refused = world
+            .try_start_relay("r9", host.clone(), |settings| {
+                settings.client_listen = "0.0.0.0:7443".parse().unwrap();
+            })
+            .await;
+        let error = refused.err().expect("refused").to_string();
+        assert!(error.contains("client_advertise"), "{error}");
+        let refused = world
+            .try_start_relay("r0", world.relay_hosts[0].clone(), |_| ())
+            .await;
+        let error = refused.err().expect("refused").to_string();
+        assert!(error.contains("--client-listen"), "{error}");
     });
 }
 

@@ -25,7 +25,7 @@ use tradewind_proto::{
     packet::{AccessHeader, Kind},
     token::Claims,
 };
-use tradewind_relay::{Placement, Relay, RelaySettings};
+use tradewind_relay::{Placement, Relay, RelaySettings, StartError};
 use tradewind_trust::{Ca, EDGE_NAME, Identity, TokenSigner, tls};
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
 
@@ -39,12 +39,22 @@ pub struct World {
     pub controller: FakeController,
     ca: Ca,
     signer: TokenSigner,
+    change: fn(&mut RelaySettings, &WanHost),
 }
 
 impl World {
     /// Relays r0, r1, … with the given one-way delays in milliseconds between them, all of them
     /// registered and linked. There is no plan yet.
     pub async fn new(wan: Wan, one_way_ms: &[&[u64]]) -> Self {
+        Self::with_settings(wan, one_way_ms, |_, _| ()).await
+    }
+
+    /// The same, with settings that the test changes.
+    pub async fn with_settings(
+        wan: Wan,
+        one_way_ms: &[&[u64]],
+        change: fn(&mut RelaySettings, &WanHost),
+    ) -> Self {
         let names: Vec<String> = (0..one_way_ms.len()).map(|i| format!("r{i}")).collect();
         let places = wan.add_matrix(&names, |i, j| Some(Duration::from_millis(one_way_ms[i][j])));
         let controller_host = wan.add_host(places[0], HostClock::EXACT);
@@ -62,6 +72,7 @@ impl World {
             controller,
             ca,
             signer,
+            change,
         };
         for (index, name) in names.iter().enumerate() {
             // Clocks that have nothing to do with each other.
@@ -82,11 +93,20 @@ impl World {
     }
 
     pub async fn start_relay(&self, name: &str, host: Arc<WanHost>) -> Relay {
+        self.try_start_relay(name, host, |_| ()).await.unwrap()
+    }
+
+    pub async fn try_start_relay(
+        &self,
+        name: &str,
+        host: Arc<WanHost>,
+        change: impl FnOnce(&mut RelaySettings),
+    ) -> Result<Relay, StartError> {
         let identity = self
             .ca
             .issue_relay(name, &[], host.wall_clock(), YEAR)
             .unwrap();
-        let settings = RelaySettings {
+        let mut settings = RelaySettings {
             name: name.to_owned(),
             region: "test".to_owned(),
             client_listen: SocketAddr::new(host.ip(), 7443),
@@ -101,9 +121,9 @@ impl World {
             latitude: 0.0,
             longitude: 0.0,
         };
-        Relay::start(settings, host, Placement::HostTasks)
-            .await
-            .unwrap()
+        (self.change)(&mut settings, &host);
+        change(&mut settings);
+        Relay::start(settings, host, Placement::HostTasks).await
     }
 
     async fn links_up(&self) -> usize {
@@ -156,7 +176,10 @@ impl World {
     pub async fn client_with(&self, relay: usize, token: &str) -> Result<TestClient, String> {
         let host = self.wan.add_host(self.places[relay], HostClock::EXACT);
         let host: Arc<dyn Host> = host;
-        let address = self.relays[relay].client_address();
+        let mut address = self.relays[relay].client_address();
+        if address.ip().is_unspecified() {
+            address.set_ip(self.relay_hosts[relay].ip6());
+        }
         TestClient::connect(host, address, &self.ca, token).await
     }
 
@@ -390,7 +413,7 @@ impl TestClient {
         let config =
             tls::client_config(&ca.roots(), &[ALPN_CLIENT], tls::host_clock(host.clone())).unwrap();
         let config = quinn::ClientConfig::new(tls::quic_client(config).unwrap());
-        let endpoint = host.quic_endpoint(([0, 0, 0, 0], 0).into(), None).unwrap();
+        let endpoint = host.quic_endpoint(([0_u16; 8], 0).into(), None).unwrap();
         let connection = endpoint
             .connect_with(config, address, EDGE_NAME)
             .unwrap()

@@ -1,0 +1,337 @@
+//! The relay's configuration file and the flags over it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tradewind_service::{
+    config::{ConfigError, HumanDuration, Secret, apply, load},
+    exit::UsageError,
+};
+
+/// Everything that can be configured. `relay.sample.toml` explains it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) controllers: Vec<String>,
+    pub(crate) client_listen: SocketAddr,
+    pub(crate) link_listen: SocketAddr,
+    pub(crate) client_advertise: Vec<SocketAddr>,
+    pub(crate) link_advertise: Vec<SocketAddr>,
+    pub(crate) admin: SocketAddr,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: PathBuf,
+    pub(crate) certificate_names: Vec<String>,
+    pub(crate) enrol_token: Option<Secret>,
+    pub(crate) enrol_token_file: Option<PathBuf>,
+    pub(crate) state_file: PathBuf,
+    pub(crate) max_sessions: usize,
+    pub(crate) drain: HumanDuration,
+    pub(crate) latitude: f64,
+    pub(crate) longitude: f64,
+    pub(crate) log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        Self {
+            name: String::new(),
+            region: String::new(),
+            controllers: Vec::new(),
+            client_listen: everywhere(7443),
+            link_listen: everywhere(7444),
+            client_advertise: Vec::new(),
+            link_advertise: Vec::new(),
+            admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7445),
+            certificate: "/etc/tradewind/relay.pem".into(),
+            key: "/etc/tradewind/relay.key".into(),
+            ca: "/etc/tradewind/ca.pem".into(),
+            certificate_names: Vec::new(),
+            enrol_token: None,
+            enrol_token_file: None,
+            state_file: "/var/lib/tradewind-relay/plan.bin".into(),
+            max_sessions: 10_000,
+            drain: HumanDuration(Duration::from_secs(10)),
+            latitude: 0.0,
+            longitude: 0.0,
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// Where the configuration comes from. Each flag wins over its key in the file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration file (TOML).
+    #[arg(long, env = "TRADEWIND_RELAY_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// This relay's stable name, unique in the network.
+    #[arg(long, env = "TRADEWIND_RELAY_NAME")]
+    pub(crate) name: Option<String>,
+    /// The region it stands in.
+    #[arg(long, env = "TRADEWIND_RELAY_REGION")]
+    pub(crate) region: Option<String>,
+    /// A controller, HOST:PORT; may be repeated.
+    #[arg(
+        long = "controller",
+        env = "TRADEWIND_RELAY_CONTROLLERS",
+        value_delimiter = ',',
+        value_name = "HOST:PORT"
+    )]
+    pub(crate) controllers: Option<Vec<String>>,
+    /// Where to listen for clients (UDP).
+    #[arg(long, env = "TRADEWIND_RELAY_CLIENT_LISTEN", value_name = "IP:PORT")]
+    pub(crate) client_listen: Option<SocketAddr>,
+    /// Where to listen for other relays (UDP).
+    #[arg(long, env = "TRADEWIND_RELAY_LINK_LISTEN", value_name = "IP:PORT")]
+    pub(crate) link_listen: Option<SocketAddr>,
+    /// What clients shall use to reach it; may be repeated.
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_CLIENT_ADVERTISE",
+        value_delimiter = ',',
+        value_name = "IP:PORT"
+    )]
+    client_advertise: Option<Vec<SocketAddr>>,
+    /// What other relays shall use to reach it; may be repeated.
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_LINK_ADVERTISE",
+        value_delimiter = ',',
+        value_name = "IP:PORT"
+    )]
+    link_advertise: Option<Vec<SocketAddr>>,
+    /// Where to serve /livez, /readyz, /metrics, /config and /debug (TCP).
+    #[arg(long, env = "TRADEWIND_RELAY_ADMIN", value_name = "IP:PORT")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// This relay's certificate (PEM).
+    #[arg(long, env = "TRADEWIND_RELAY_CERTIFICATE", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// The private key to it (PEM).
+    #[arg(long, env = "TRADEWIND_RELAY_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The deployment's CA (PEM).
+    #[arg(long, env = "TRADEWIND_RELAY_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// When enrolling: a DNS name or address it is reached by; may be repeated.
+    #[arg(
+        long = "certificate-name",
+        env = "TRADEWIND_RELAY_CERTIFICATE_NAMES",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    certificate_names: Option<Vec<String>>,
+    /// A one-time token to enrol with, when there is no certificate yet.
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_ENROL_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    enrol_token: Option<Secret>,
+    /// A file with it.
+    #[arg(long, env = "TRADEWIND_RELAY_ENROL_TOKEN_FILE", value_name = "FILE")]
+    enrol_token_file: Option<PathBuf>,
+    /// Where the last plan is kept.
+    #[arg(long, env = "TRADEWIND_RELAY_STATE_FILE", value_name = "FILE")]
+    state_file: Option<PathBuf>,
+    /// Most client sessions at a time.
+    #[arg(long, env = "TRADEWIND_RELAY_MAX_SESSIONS", value_name = "N")]
+    max_sessions: Option<usize>,
+    /// How long clients have to leave when it is stopped.
+    #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]
+    drain: Option<HumanDuration>,
+    /// Where it stands, degrees north, for maps.
+    #[arg(long, env = "TRADEWIND_RELAY_LATITUDE", allow_negative_numbers = true)]
+    latitude: Option<f64>,
+    /// Where it stands, degrees east, for maps.
+    #[arg(long, env = "TRADEWIND_RELAY_LONGITUDE", allow_negative_numbers = true)]
+    longitude: Option<f64>,
+    /// What is logged: a level, or such as info,tradewind_relay=debug.
+    #[arg(long, env = "TRADEWIND_RELAY_LOG", value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl ConfigArgs {
+    /// Reads the file, and puts the flags over it.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming file and line.
+    pub(crate) fn load(&self) -> Result<Config, ConfigError> {
+        let mut config = load(self.config.as_deref())?;
+        self.apply(&mut config);
+        Ok(config)
+    }
+
+    /// Puts the flags over `config`.
+    pub(crate) fn apply(&self, config: &mut Config) {
+        let from = self.clone();
+        apply(&mut config.name, from.name);
+        apply(&mut config.region, from.region);
+        apply(&mut config.controllers, from.controllers);
+        apply(&mut config.client_listen, from.client_listen);
+        apply(&mut config.link_listen, from.link_listen);
+        apply(&mut config.client_advertise, from.client_advertise);
+        apply(&mut config.link_advertise, from.link_advertise);
+        apply(&mut config.admin, from.admin);
+        apply(&mut config.certificate, from.certificate);
+        apply(&mut config.key, from.key);
+        apply(&mut config.ca, from.ca);
+        apply(&mut config.certificate_names, from.certificate_names);
+        apply(&mut config.state_file, from.state_file);
+        apply(&mut config.max_sessions, from.max_sessions);
+        apply(&mut config.drain, from.drain);
+        apply(&mut config.latitude, from.latitude);
+        apply(&mut config.longitude, from.longitude);
+        apply(&mut config.log, from.log);
+        // One way of giving the token replaces the other.
+        if from.enrol_token.is_some() || from.enrol_token_file.is_some() {
+            config.enrol_token = from.enrol_token;
+            config.enrol_token_file = from.enrol_token_file;
+        }
+    }
+}
+
+impl Config {
+    /// Checks what can be checked without starting.
+    ///
+    /// # Errors
+    /// [`UsageError`], naming the key.
+    pub(crate) fn check(&self) -> Result<(), UsageError> {
+        let wrong = |text: String| Err(UsageError::new(text));
+        if self.name.is_empty() {
+            return wrong("the relay has no name: set `name`, or give --name".to_owned());
+        }
+        if let Err(error) = tradewind_trust::check_relay_name(&self.name) {
+            return wrong(format!("`name`: {error}"));
+        }
+        if self.controllers.is_empty() {
+            return wrong(
+                "no controller is named: set `controllers` to at least one HOST:PORT, or give --controller".to_owned(),
+            );
+        }
+        for (key, listen, advertise) in [
+            (
+                "client_advertise",
+                self.client_listen,
+                &self.client_advertise,
+            ),
+            ("link_advertise", self.link_listen, &self.link_advertise),
+        ] {
+            if listen.ip().is_unspecified() && advertise.is_empty() {
+                return wrong(format!(
+                    "`{key}` is needed: listening on {listen} tells others nothing they could connect to"
+                ));
+            }
+            if let Some(bad) = advertise
+                .iter()
+                .find(|address| address.ip().is_unspecified())
+            {
+                return wrong(format!("`{key}`: nobody can connect to {bad}"));
+            }
+        }
+        if self.max_sessions == 0 {
+            return wrong("`max_sessions` must be at least 1".to_owned());
+        }
+        if !(-90.0..=90.0).contains(&self.latitude) || !(-180.0..=180.0).contains(&self.longitude) {
+            return wrong(
+                "`latitude` is from -90 to 90 and `longitude` from -180 to 180 degrees".to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tradewind_service::config::parse;
+
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../relay.sample.toml");
+
+    #[test]
+    fn the_sample_with_its_defaults_uncommented_is_the_defaults() {
+        let mut keys = 0;
+        let uncommented: String = SAMPLE
+            .lines()
+            .map(|line| {
+                let default = line
+                    .strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' ') && rest.contains(" = "));
+                keys += usize::from(default.is_some());
+                format!("{}\n", default.unwrap_or(line))
+            })
+            .collect();
+        let mut config: Config = parse(&uncommented, "relay.sample.toml").unwrap();
+        // What has no default stands in the sample as an example.
+        let sample: Config = parse(SAMPLE, "relay.sample.toml").unwrap();
+        config.name.clear();
+        config.region.clear();
+        for key in ["controllers", "client_advertise", "link_advertise"] {
+            assert!(SAMPLE.contains(&format!("\n{key} = ")), "{key}");
+        }
+        config.controllers.clear();
+        config.client_advertise.clear();
+        config.link_advertise.clear();
+        assert_eq!(config, Config::default());
+        sample.check().unwrap();
+        assert_eq!(keys, 13);
+    }
+
+    #[test]
+    fn every_key_stands_in_the_sample() {
+        let serde_json::Value::Object(keys) = serde_json::to_value(Config::default()).unwrap()
+        else {
+            unreachable!("a struct is an object");
+        };
+        for key in keys.keys() {
+            assert!(
+                SAMPLE.lines().any(|line| {
+                    line.trim_start_matches(['#', ' '])
+                        .starts_with(&format!("{key} = "))
+                }),
+                "{key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_the_one_that_was_meant() {
+        let error = parse::<Config>("regoin = 'x'", "relay.toml").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "relay.toml:1: unknown key `regoin`; did you mean `region`?"
+        );
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let mut config: Config = parse("region = 'asia'\nmax_sessions = 5", "relay.toml").unwrap();
+        let args = ConfigArgs {
+            region: Some("europe".to_owned()),
+            ..ConfigArgs::default()
+        };
+        args.apply(&mut config);
+        assert_eq!((config.region.as_str(), config.max_sessions), ("europe", 5));
+    }
+
+    #[test]
+    fn what_others_could_not_connect_to_is_refused_by_the_name_of_its_key() {
+        let config = Config {
+            name: "oslo-1".to_owned(),
+            controllers: vec!["127.0.0.1:7400".to_owned()],
+            ..Config::default()
+        };
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains("client_advertise"), "{error}");
+    }
+}
