@@ -1,0 +1,482 @@
+//! What the lab is asked to show: command line options, made into a [`Scenario`].
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tradewind_routing::RttMatrix;
+use tradewind_service::{
+    config::HumanDuration,
+    exit::{UsageError, usage},
+};
+
+use super::places::{self, Place};
+
+/// The table the project ships; see `cli/data/README.md`.
+const REGIONS: &str = include_str!("../../data/regions.csv");
+const COORDINATES: &str = include_str!("../../data/coordinates.csv");
+/// How the report calls it.
+const REGIONS_NAME: &str = "built-in";
+
+/// Options of `tradewind lab`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tradewind lab
+  tradewind lab --regions cape,mumbai,hong,dubai --duration 10s
+  tradewind lab --matrix rtt.csv --relays 20 --duration 20s --report report.json
+  tradewind lab --virtual --cut 'Cape Town-Mumbai@8s' --heal 'Cape Town-Mumbai@14s'
+  tradewind lab --virtual --kill dubai@5s --json
+
+The matrix is a square CSV of round-trip times in milliseconds: names in the first row and the
+first column, row = measuring side, an empty cell = no link. One relay and one client run at each
+place. `path` in the report is the way there that a packet has recorded after the measurement.")]
+pub(crate) struct LabArgs {
+    /// Square CSV of round-trip times in milliseconds [default: 12 regions that come with the
+    /// program]
+    #[arg(long, value_name = "FILE", env = "TRADEWIND_LAB_MATRIX")]
+    matrix: Option<PathBuf>,
+    /// So many places of the matrix, far apart from each other (the first by the seed, then always
+    /// the one farthest from those chosen) [default: all]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TRADEWIND_LAB_RELAYS",
+        conflicts_with = "regions"
+    )]
+    relays: Option<usize>,
+    /// These places of the matrix, commas between them; a part of a name is enough where only one
+    /// has it
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        env = "TRADEWIND_LAB_REGIONS"
+    )]
+    regions: Vec<String>,
+    /// How long to measure, from the first plan on
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "20s",
+        env = "TRADEWIND_LAB_DURATION"
+    )]
+    duration: HumanDuration,
+    /// Run in virtual time: as fast as the machine can, and the same from the same seed
+    #[arg(long = "virtual", env = "TRADEWIND_LAB_VIRTUAL")]
+    virtual_time: bool,
+    /// Decides clocks, losses, jitter, sizes and times of what is sent
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        env = "TRADEWIND_LAB_SEED"
+    )]
+    seed: u64,
+    /// Cut the link between two places, both ways, so long after the first plan (repeatable)
+    #[arg(long, value_name = "A-B@TIME", env = "TRADEWIND_LAB_CUT")]
+    cut: Vec<String>,
+    /// Heal it again (repeatable)
+    #[arg(long, value_name = "A-B@TIME", env = "TRADEWIND_LAB_HEAL")]
+    heal: Vec<String>,
+    /// Kill a relay (repeatable); its client goes to another one
+    #[arg(long, value_name = "RELAY@TIME", env = "TRADEWIND_LAB_KILL")]
+    kill: Vec<String>,
+    /// Random loss on every link, in percent
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        default_value_t = 0.0,
+        env = "TRADEWIND_LAB_LOSS"
+    )]
+    loss: f64,
+    /// Delay added at random to each packet on every link, at most this much
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "0s",
+        env = "TRADEWIND_LAB_JITTER"
+    )]
+    jitter: HumanDuration,
+    /// Write the report to this file (JSON)
+    #[arg(long, value_name = "FILE", env = "TRADEWIND_LAB_REPORT")]
+    report: Option<PathBuf>,
+    /// Print the report to standard output, and nothing else there
+    #[arg(long, env = "TRADEWIND_LAB_JSON")]
+    json: bool,
+}
+
+/// A world to be built and what happens in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    /// The matrix's file, as it was named.
+    pub(crate) matrix_name: String,
+    /// Of the chosen places only.
+    pub(crate) matrix: RttMatrix,
+    /// By index in the matrix.
+    pub(crate) places: Vec<Place>,
+    pub(crate) duration: Duration,
+    pub(crate) virtual_time: bool,
+    pub(crate) seed: u64,
+    /// In order of time.
+    pub(crate) faults: Vec<Fault>,
+    /// Probability per packet and link.
+    pub(crate) loss: f64,
+    pub(crate) jitter: Duration,
+    pub(crate) report: Option<PathBuf>,
+    pub(crate) json: bool,
+}
+
+/// Something that goes wrong, or right again, on purpose. Places by index in the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// Since measuring began.
+    pub(crate) at: Duration,
+    pub(crate) what: FaultKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    Cut(usize, usize),
+    Heal(usize, usize),
+    Kill(usize),
+}
+
+impl Scenario {
+    /// Checks the options and reads the matrix.
+    ///
+    /// All errors are the caller's.
+    pub(crate) fn new(args: &LabArgs) -> anyhow::Result<Self> {
+        let (matrix_name, matrix, coordinates) = match &args.matrix {
+            None => (REGIONS_NAME.to_owned(), REGIONS.to_owned(), COORDINATES),
+            Some(file) => {
+                let name = file.display().to_string();
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the matrix {name}"))
+                    .map_err(usage)?;
+                (name, text, "")
+            }
+        };
+        let matrix = RttMatrix::parse(&matrix)
+            .with_context(|| format!("the matrix {matrix_name} cannot be used"))
+            .map_err(usage)?;
+        let chosen = chosen_places(args, &matrix)?;
+        let matrix = matrix.select(&chosen);
+        if !(0.0..=50.0).contains(&args.loss) {
+            return Err(wrong("--loss is a percentage from 0 to 50"));
+        }
+        let duration = args.duration.0;
+        if duration < Duration::from_millis(100) || duration > Duration::from_secs(86_400) {
+            return Err(wrong("--duration must be from 100ms to 24h"));
+        }
+        let places = places::places(&matrix, coordinates);
+        Ok(Self {
+            faults: faults(args, &matrix)?,
+            matrix_name,
+            matrix,
+            places,
+            duration,
+            virtual_time: args.virtual_time,
+            seed: args.seed,
+            loss: args.loss / 100.0,
+            jitter: args.jitter.0,
+            report: args.report.clone(),
+            json: args.json,
+        })
+    }
+}
+
+impl FaultKind {
+    /// What happens, with the places' names.
+    pub(crate) fn describe(self, matrix: &RttMatrix) -> String {
+        let name = |place: usize| &matrix.names()[place];
+        match self {
+            Self::Cut(a, b) => format!("cut {} - {}", name(a), name(b)),
+            Self::Heal(a, b) => format!("heal {} - {}", name(a), name(b)),
+            Self::Kill(relay) => format!("kill {}", name(relay)),
+        }
+    }
+}
+
+fn wrong(text: impl Into<String>) -> anyhow::Error {
+    UsageError::new(text).into()
+}
+
+/// Indices in the whole matrix, in its order; as they were named with `--regions`.
+fn chosen_places(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<usize>> {
+    let n = matrix.len();
+    let chosen = if !args.regions.is_empty() {
+        let mut chosen = Vec::new();
+        for region in &args.regions {
+            let index = place(matrix, region, "--regions")?;
+            if chosen.contains(&index) {
+                let name = &matrix.names()[index];
+                return Err(wrong(format!("--regions names {name:?} twice")));
+            }
+            chosen.push(index);
+        }
+        chosen
+    } else if let Some(count) = args.relays {
+        if count > n {
+            return Err(wrong(format!(
+                "--relays {count}: the matrix has only {n} places"
+            )));
+        }
+        places::spread(matrix, count, args.seed)
+    } else {
+        (0..n).collect()
+    };
+    if chosen.len() < 2 {
+        return Err(wrong("the lab needs at least 2 places"));
+    }
+    Ok(chosen)
+}
+
+fn place(matrix: &RttMatrix, name: &str, option: &str) -> anyhow::Result<usize> {
+    matrix
+        .index_of(name.trim())
+        .with_context(|| option.to_owned())
+        .map_err(usage)
+}
+
+fn faults(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut add = |text: &String,
+                   option: &str,
+                   form: &str,
+                   parse: &dyn Fn(&str) -> anyhow::Result<FaultKind>|
+     -> anyhow::Result<()> {
+        let malformed = || wrong(format!("{option} {text:?}: it must be {form}, as in 8s"));
+        let (what, at) = text.rsplit_once('@').ok_or_else(malformed)?;
+        let at = HumanDuration::from_str(at.trim())
+            .with_context(|| format!("{option} {text:?}"))
+            .map_err(usage)?
+            .0;
+        if at > args.duration.0 {
+            return Err(wrong(format!(
+                "{option} {text:?} comes after the end: --duration is {}",
+                args.duration
+            )));
+        }
+        let what = parse(what.trim()).with_context(|| format!("{option} {text:?}"))?;
+        faults.push(Fault { at, what });
+        Ok(())
+    };
+    for text in &args.cut {
+        add(text, "--cut", "A-B@TIME", &|what| {
+            link(matrix, what).map(|(a, b)| FaultKind::Cut(a, b))
+        })?;
+    }
+    for text in &args.heal {
+        add(text, "--heal", "A-B@TIME", &|what| {
+            link(matrix, what).map(|(a, b)| FaultKind::Heal(a, b))
+        })?;
+    }
+    for text in &args.kill {
+        add(text, "--kill", "RELAY@TIME", &|what| {
+            place(matrix, what, "the relay").map(FaultKind::Kill)
+        })?;
+    }
+    faults.sort_by_key(|fault| fault.at);
+    Ok(faults)
+}
+
+/// Finds the two places in `A-B`, where names may themselves have hyphens: the only hyphen with a
+/// place on either side of it is meant, whole names before parts of names.
+fn link(matrix: &RttMatrix, text: &str) -> anyhow::Result<(usize, usize)> {
+    let is_whole = |name: &str| matrix.names().iter().any(|known| known == name);
+    let mut fits = Vec::new();
+    let mut last_error = None;
+    for (at, _) in text.match_indices('-') {
+        let (a, b) = (text[..at].trim(), text[at + 1..].trim());
+        if a.is_empty() || b.is_empty() {
+            continue;
+        }
+        match matrix
+            .index_of(a)
+            .and_then(|a| Ok((a, matrix.index_of(b)?)))
+        {
+            Ok((i, j)) if i != j => {
+                let whole = usize::from(is_whole(a)) + usize::from(is_whole(b));
+                fits.push((whole, (i, j)));
+            }
+            Ok((i, _)) => {
+                let name = &matrix.names()[i];
+                let error = wrong(format!("{name:?} has no link to itself"));
+                last_error.get_or_insert(error);
+            }
+            Err(error) => {
+                last_error.get_or_insert(usage(error));
+            }
+        }
+    }
+    let best = fits.iter().map(|(whole, _)| *whole).max();
+    fits.retain(|(whole, _)| Some(*whole) == best);
+    fits.dedup();
+    match (fits.as_slice(), last_error) {
+        ([(_, pair)], _) => Ok(*pair),
+        ([], Some(error)) => Err(error),
+        ([], None) => Err(wrong("there must be two places with a hyphen between them")),
+        _ => Err(wrong(
+            "it can be read in several ways: give the whole names",
+        )),
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = self.matrix.len();
+        write!(
+            f,
+            "{n} relays, {} pairs of clients, {:?} of {} time, matrix {}, seed {}",
+            n * (n - 1),
+            self.duration,
+            if self.virtual_time { "virtual" } else { "real" },
+            self.matrix_name,
+            self.seed,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: LabArgs,
+    }
+
+    fn scenario(line: &[&str]) -> anyhow::Result<Scenario> {
+        let program = Program::try_parse_from([&["lab"], line].concat())?;
+        Scenario::new(&program.args)
+    }
+
+    fn error(line: &[&str]) -> String {
+        let error = scenario(line).expect_err("the line is wrong");
+        assert_eq!(
+            tradewind_service::exit::code(&error),
+            2,
+            "{line:?}: {error:#}"
+        );
+        let line = tradewind_service::exit::one_line(&error);
+        assert!(!line.contains('\n'));
+        line
+    }
+
+    fn hyphens() -> (tempfile::TempDir, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.csv");
+        std::fs::write(
+            &file,
+            "x,eu-1,eu-west-1,us\neu-1,0,1,2\neu-west-1,1,0,3\nus,2,3,0\n",
+        )
+        .unwrap();
+        let name = file.display().to_string();
+        (dir, name)
+    }
+
+    #[test]
+    fn without_options_it_is_the_built_in_table_with_coordinates() {
+        let scenario = scenario(&[]).unwrap();
+        assert_eq!(scenario.matrix.len(), 12);
+        assert_eq!(scenario.duration, Duration::from_secs(20));
+        assert!(!scenario.virtual_time);
+        for place in &scenario.places {
+            assert!(
+                place.latitude != 0.0 && place.longitude != 0.0,
+                "{}",
+                place.relay
+            );
+        }
+        let n = scenario.matrix.len();
+        let missing = (0..n * n).any(|cell| scenario.matrix.cell(cell / n, cell % n).is_none());
+        assert!(!missing, "the table is a full square");
+    }
+
+    #[test]
+    fn parts_of_names_choose_regions_in_the_order_given() {
+        let scenario = scenario(&["--regions", "mumbai, hong,cape"]).unwrap();
+        assert_eq!(
+            scenario.matrix.names(),
+            ["Mumbai", "Hong Kong", "Cape Town"]
+        );
+        assert_eq!(scenario.matrix.cell(0, 1), Some(92.877));
+    }
+
+    #[test]
+    fn a_number_of_relays_chooses_places_that_depend_on_the_seed_only() {
+        let names = |seed: &str| {
+            let line = ["--relays", "4", "--seed", seed];
+            scenario(&line).unwrap().matrix.names().to_vec()
+        };
+        assert_eq!(names("1"), names("1"));
+        assert_eq!(names("1").len(), 4);
+        assert!((2..20).any(|seed| names(&seed.to_string()) != names("1")));
+    }
+
+    #[test]
+    fn faults_are_read_by_names_even_when_these_have_hyphens() {
+        let (_dir, file) = hyphens();
+        let line = [
+            "--matrix",
+            &file,
+            "--heal",
+            "us-eu-west-1@14s",
+            "--cut",
+            "eu-west-1-us@8s",
+            "--cut",
+            "eu-1-eu-west-1@500ms",
+            "--kill",
+            "US@9s",
+        ];
+        let scenario = scenario(&line).unwrap();
+        let at = |ms, what| Fault {
+            at: Duration::from_millis(ms),
+            what,
+        };
+        assert_eq!(
+            scenario.faults,
+            [
+                at(500, FaultKind::Cut(0, 1)),
+                at(8_000, FaultKind::Cut(1, 2)),
+                at(9_000, FaultKind::Kill(2)),
+                at(14_000, FaultKind::Heal(2, 1)),
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_usage_is_told_in_one_line_with_what_there_is() {
+        let (_dir, file) = hyphens();
+        for (line, says) in [
+            (&["--regions", "atlantis,cape"][..], "Cape Town"),
+            (&["--regions", "cape"], "at least 2"),
+            (&["--regions", "cape,Cape Town"], "twice"),
+            (&["--relays", "13"], "only 12"),
+            (&["--relays", "0"], "at least 2"),
+            (&["--loss", "70"], "percentage"),
+            (&["--cut", "cape-hong"], "A-B@TIME"),
+            (&["--cut", "cape-atlantis@1s"], "atlantis"),
+            (&["--cut", "cape@1s"], "hyphen"),
+            (&["--cut", "cape-Cape Town@1s"], "itself"),
+            (&["--cut", "cape-hong@soon"], "soon"),
+            (&["--cut", "cape-hong@30s"], "after the end"),
+            (&["--kill", "nowhere@1s"], "nowhere"),
+            (&["--duration", "1ms"], "100ms"),
+            (&["--matrix", "/nonexistent/m.csv"], "cannot read"),
+        ] {
+            let text = error(line);
+            assert!(text.contains(says), "{line:?}: {text}");
+        }
+        std::fs::write(&file, "x,a,b\na,0,1\nb,fast,0\n").unwrap();
+        let text = error(&["--matrix", &file]);
+        assert!(
+            text.contains("\"b\"") || text.contains("b") && text.contains("fast"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,131 @@
+//! Whole labs in virtual time.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Parser as _;
+
+use super::{Report, measure, options::Scenario};
+
+#[derive(clap::Parser)]
+struct Program {
+    #[command(flatten)]
+    args: super::LabArgs,
+}
+
+/// Between `perth` and `vladivostok` the way over `hong kong` is far shorter than the direct one,
+/// and over `tokyo` it is nearly as short; `hong kong` and `moscow` are not linked.
+const MATRIX: &str = "\
+x,perth,vladivostok,hong kong,tokyo,moscow
+perth,0,498,94,120,300
+vladivostok,490,0,57,40,110
+hong kong,96,57,0,50,
+tokyo,118,42,50,0,180
+moscow,300,110,,180,0
+";
+
+fn scenario(options: &[&str]) -> Scenario {
+    let dir = tempfile::tempdir().unwrap();
+    let file: PathBuf = dir.path().join("matrix.csv");
+    std::fs::write(&file, MATRIX).unwrap();
+    let line = [
+        &["lab", "--virtual", "--matrix", file.to_str().unwrap()],
+        options,
+    ]
+    .concat();
+    Scenario::new(&Program::parse_from(line).args).unwrap()
+}
+
+fn lab(options: &[&str]) -> Report {
+    measure(&scenario(options), false).expect("the lab runs")
+}
+
+fn nothing_is_lost_doubled_or_reordered(report: &Report) {
+    let summary = &report.summary;
+    assert!(summary.messages_sent > 0);
+    assert_eq!(summary.messages_delivered, summary.messages_sent);
+    assert_eq!(summary.failures, [].into());
+    assert_eq!(
+        (
+            summary.messages_failed,
+            summary.duplicates,
+            summary.reordered
+        ),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn packets_take_the_shorter_way_and_all_arrive() {
+    let report = lab(&["--duration", "6s"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    let summary = &report.summary;
+    assert_eq!(summary.media_delivered, summary.media_sent);
+    assert!(summary.captured.unwrap() > 0.97, "{:?}", summary.captured);
+    assert!(report.run.startup_s < 10.0, "{}", report.run.startup_s);
+    assert_eq!(report.pairs.len(), 20);
+    let pair = &report.pairs[0];
+    assert_eq!(
+        (pair.from.as_str(), pair.to.as_str()),
+        ("perth", "vladivostok")
+    );
+    assert_eq!(pair.path, ["perth", "hong kong", "vladivostok"]);
+    let measured = pair.overlay_ms_p50.unwrap();
+    assert!((152.0..154.0).contains(&measured), "{measured}");
+    // Without a link of their own two places reach each other all the same.
+    let unlinked = report
+        .pairs
+        .iter()
+        .find(|pair| pair.from == "hong kong" && pair.to == "moscow")
+        .unwrap();
+    assert_eq!(unlinked.direct_ms, None);
+    assert_eq!(unlinked.path, ["hong kong", "vladivostok", "moscow"]);
+    assert!((unlinked.overlay_ms_p50.unwrap() - 167.0).abs() < 1.0);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_report() {
+    let run = |seed| {
+        let mut report = lab(&["--duration", "3s", "--seed", seed, "--relays", "4"]);
+        report.run.wall_s = 0.0;
+        report.matrix = String::new();
+        serde_json::to_string(&report).unwrap()
+    };
+    assert_eq!(run("5"), run("5"));
+    assert_ne!(run("5"), run("6"));
+}
+
+#[test]
+fn when_a_link_in_use_is_cut_traffic_goes_another_way_and_every_message_arrives() {
+    let cut = ["--duration", "8s", "--cut", "hong-vlad@3s"];
+    let report = lab(&cut);
+    nothing_is_lost_doubled_or_reordered(&report);
+    assert_eq!(
+        report.pairs[0].path,
+        ["perth", "tokyo", "vladivostok"],
+        "the link is cut to the end"
+    );
+    assert!(report.summary.plan_updates > 0);
+    assert_eq!(report.faults[0].what, "cut hong kong - vladivostok");
+}
+
+#[test]
+fn when_a_relay_is_killed_its_client_goes_elsewhere_and_messages_arrive() {
+    let report = lab(&["--duration", "10s", "--kill", "hong@3s"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    for pair in &report.pairs {
+        assert!(
+            !pair.path.contains(&"hong kong".to_owned()),
+            "{:?} is dead",
+            pair.path
+        );
+    }
+}
+
+#[test]
+fn losses_on_links_lose_media_and_no_message() {
+    let report = lab(&["--duration", "6s", "--loss", "3", "--jitter", "2ms"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    let lost = report.summary.media_sent - report.summary.media_delivered;
+    assert!(lost > 0, "3 % per link lose something");
+    assert_eq!(report.run.duration_s, Duration::from_secs(6).as_secs_f64());
+}
