@@ -39,7 +39,11 @@ enum Outgoing {
 
 impl Outbox {
     pub(crate) fn send(&self, message: &ControllerToRelay) {
-        if self.frames.try_send(Outgoing::Frame(frame_message(message))).is_err() {
+        if self
+            .frames
+            .try_send(Outgoing::Frame(frame_message(message)))
+            .is_err()
+        {
             close(&self.connection, CloseCode::Protocol, "reads too slowly");
         }
     }
@@ -57,15 +61,14 @@ impl Outbox {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    shared: Arc<Shared>,
-    incoming: Incoming,
-    permit: OwnedSemaphorePermit,
-) {
+pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming, permit: OwnedSemaphorePermit) {
     let from = incoming.remote_address();
     let greeting = async {
         let connection = incoming.await.map_err(|error| error.to_string())?;
-        let streams = connection.accept_bi().await.map_err(|error| error.to_string())?;
+        let streams = connection
+            .accept_bi()
+            .await
+            .map_err(|error| error.to_string())?;
         Ok::<_, String>((connection, streams))
     };
     let (connection, (send, recv)) = match shared.host.timeout(HELLO, greeting).await {
@@ -76,7 +79,10 @@ pub(crate) async fn serve(
     match alpn(&connection).as_deref() {
         Some(ALPN_CONTROL) => control(&shared, &connection, send, recv, permit).await,
         Some(ALPN_ENROL) => {
-            let _ = shared.host.timeout(HELLO, enrolment(&shared, &connection, send, recv)).await;
+            let _ = shared
+                .host
+                .timeout(HELLO, enrolment(&shared, &connection, send, recv))
+                .await;
             close(&connection, CloseCode::Done, "");
         }
         _ => close(&connection, CloseCode::Protocol, "unknown protocol"),
@@ -91,19 +97,33 @@ async fn control(
     permit: OwnedSemaphorePermit,
 ) {
     let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
-    let first = shared.host.timeout(HELLO, next_frame(&mut frames, &mut recv)).await;
+    let first = shared
+        .host
+        .timeout(HELLO, next_frame(&mut frames, &mut recv))
+        .await;
     let Ok(Some(first)) = first else {
-        return close(connection, CloseCode::Timeout, "Register did not come in time");
+        return close(
+            connection,
+            CloseCode::Timeout,
+            "Register did not come in time",
+        );
     };
     let Some(register) = decode(&first) else {
         return close(connection, CloseCode::Protocol, "not a message");
     };
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    let outbox = Outbox { frames: sender, connection: connection.clone() };
-    shared.host.spawn(write(shared.clone(), connection.clone(), send, receiver));
+    let outbox = Outbox {
+        frames: sender,
+        connection: connection.clone(),
+    };
+    shared
+        .host
+        .spawn(write(shared.clone(), connection.clone(), send, receiver));
     if let Err(reason) = check_certificate(connection, &register) {
         tracing::warn!(from = %connection.remote_address(), reason, "relay refused");
-        let body = to_relay::Body::Refused(Refused { reason: reason.clone() });
+        let body = to_relay::Body::Refused(Refused {
+            reason: reason.clone(),
+        });
         outbox.send(&ControllerToRelay { body: Some(body) });
         outbox.close(CloseCode::WrongPeer, reason);
         // The writer ends it, or else the peer does.
@@ -123,7 +143,9 @@ async fn control(
     // A stream that ends is a connection that ends: there is nothing else on it.
     shared.disconnected(id);
     if connection.close_reason().is_none() {
-        let goodbye = shared.host.timeout(Duration::from_secs(2), connection.closed());
+        let goodbye = shared
+            .host
+            .timeout(Duration::from_secs(2), connection.closed());
         if goodbye.await.is_err() {
             close(connection, CloseCode::Done, "the control stream has ended");
         }
@@ -156,7 +178,10 @@ async fn write(
             }
             Outgoing::Close(code, reason) => {
                 let _ = send.finish();
-                let _ = shared.host.timeout(Duration::from_secs(1), send.stopped()).await;
+                let _ = shared
+                    .host
+                    .timeout(Duration::from_secs(1), send.stopped())
+                    .await;
                 return close(&connection, code, &reason);
             }
         }
@@ -170,8 +195,12 @@ async fn enrolment(
     mut recv: RecvStream,
 ) {
     let mut frames = FrameReader::new(MAX_ENROL_FRAME);
-    let Some(frame) = next_frame(&mut frames, &mut recv).await else { return };
-    let Ok(request) = EnrolRequest::decode(frame) else { return };
+    let Some(frame) = next_frame(&mut frames, &mut recv).await else {
+        return;
+    };
+    let Ok(request) = EnrolRequest::decode(frame) else {
+        return;
+    };
     let now = shared.host.wall_clock();
     let response = enrol::answer(&request, shared.ca.as_ref(), &shared.tokens, now);
     if send.write_chunk(frame_message(&response)).await.is_ok() {

@@ -78,10 +78,12 @@ impl Controller {
         let server = server_config(&config.identity, &config.roots, &host)?;
         let endpoint = host
             .quic_endpoint(config.listen, Some(server))
-            .map_err(|source| StartError::Bind { address: config.listen, source })?;
+            .map_err(|source| StartError::Bind {
+                address: config.listen,
+                source,
+            })?;
         let saved = state::begin_epoch(config.state_dir.as_deref())?;
-        let network =
-            Network::new(config.network, saved, config.token_keys, host.wall_clock());
+        let network = Network::new(config.network, saved, config.token_keys, host.wall_clock());
         let shared = Arc::new(Shared {
             ca: config.ca,
             tokens: Tokens::new(config.state_dir.clone(), config.reusable_enrol_tokens),
@@ -112,7 +114,10 @@ impl Controller {
     /// Never: a bound socket has an address.
     #[must_use]
     pub fn listen_address(&self) -> SocketAddr {
-        self.shared.endpoint.local_addr().expect("a bound socket has an address")
+        self.shared
+            .endpoint
+            .local_addr()
+            .expect("a bound socket has an address")
     }
 
     /// The plan in force; `None` before the first one.
@@ -168,7 +173,8 @@ impl Controller {
     /// Why measurements are distrusted at present, if they are.
     #[must_use]
     pub fn alert(&self) -> Option<String> {
-        self.shared.read(|network, _| network.alert().map(str::to_owned))
+        self.shared
+            .read(|network, _| network.alert().map(str::to_owned))
     }
 
     /// Counts since the start.
@@ -195,7 +201,9 @@ impl Controller {
         if self.shared.ca.is_none() {
             return Err(EnrolTokenError::NotEnrolling);
         }
-        self.shared.tokens.create(relay, lifetime, self.shared.host.wall_clock())
+        self.shared
+            .tokens
+            .create(relay, lifetime, self.shared.host.wall_clock())
     }
 
     /// Gives other token keys to all relays.
@@ -225,7 +233,11 @@ impl Controller {
         self.shared.sooner.notify_one();
         let code = VarInt::from_u32(CloseCode::Done as u32);
         self.shared.endpoint.close(code, b"the controller stops");
-        let _ = self.shared.host.timeout(GOODBYE, self.shared.endpoint.wait_idle()).await;
+        let _ = self
+            .shared
+            .host
+            .timeout(GOODBYE, self.shared.endpoint.wait_idle())
+            .await;
     }
 
     pub(crate) fn admin_access(&self) -> &AdminAccess {
@@ -235,7 +247,9 @@ impl Controller {
 
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Controller").field("plan", &self.active_plan()).finish_non_exhaustive()
+        f.debug_struct("Controller")
+            .field("plan", &self.active_plan())
+            .finish_non_exhaustive()
     }
 }
 
@@ -275,12 +289,19 @@ impl Shared {
 
     fn perform(&self, inner: &Inner, action: Action) {
         match action {
-            Action::Send { connection, message } => {
+            Action::Send {
+                connection,
+                message,
+            } => {
                 if let Some(outbox) = inner.outboxes.get(&connection) {
                     outbox.send(&message);
                 }
             }
-            Action::Close { connection, code, reason } => {
+            Action::Close {
+                connection,
+                code,
+                reason,
+            } => {
                 if let Some(outbox) = inner.outboxes.get(&connection) {
                     outbox.close(code, reason);
                 }
@@ -314,7 +335,9 @@ async fn accept(shared: Arc<Shared>) {
             incoming.ignore();
             continue;
         };
-        shared.host.spawn(connection::serve(shared.clone(), incoming, permit));
+        shared
+            .host
+            .spawn(connection::serve(shared.clone(), incoming, permit));
     }
 }
 

@@ -12,14 +12,14 @@ use std::{
 use anyhow::Context as _;
 use tradewind_controller::{AdminAccess, ControllerConfig};
 use tradewind_service::exit::usage;
-use tradewind_trust::{
-    AltName, Ca, DEFAULT_LEAF_LIFETIME, EnrolToken, Identity, TokenSigner,
-};
+use tradewind_trust::{AltName, Ca, DEFAULT_LEAF_LIFETIME, EnrolToken, Identity, TokenSigner};
 
 /// Where relays connect.
-pub(crate) const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
+pub(crate) const LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
 /// The HTTP API.
-pub(crate) const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7401);
+pub(crate) const HTTP: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7401);
 /// Where the keys lie, in the working directory.
 pub(crate) const DIR: &str = ".tradewind-dev";
 
@@ -37,8 +37,12 @@ pub(crate) fn prepare(
 
     let (certificate, key) = (dir.join("controller.pem"), dir.join("controller.key"));
     if !certificate.exists() {
-        let names = [AltName::Ip(Ipv4Addr::LOCALHOST.into()), AltName::Dns("localhost".into())];
-        ca.issue_controller(&names, now, DEFAULT_LEAF_LIFETIME)?.save(&certificate, &key, false)?;
+        let names = [
+            AltName::Ip(Ipv4Addr::LOCALHOST.into()),
+            AltName::Dns("localhost".into()),
+        ];
+        ca.issue_controller(&names, now, DEFAULT_LEAF_LIFETIME)?
+            .save(&certificate, &key, false)?;
     }
     let identity = Identity::load(&certificate, &key).map_err(usage)?;
 
@@ -78,7 +82,10 @@ pub(crate) fn prepare(
 pub(crate) fn greeting(dir: &Path, listen: SocketAddr, http: SocketAddr) -> String {
     let mut flags = String::from("--dev");
     if dir != Path::new(DIR) {
-        flags.push_str(&format!(" --dev-dir {}", quoted(&dir.display().to_string())));
+        flags.push_str(&format!(
+            " --dev-dir {}",
+            quoted(&dir.display().to_string())
+        ));
     }
     let mut relay_flags = flags.clone();
     if listen != LISTEN {
@@ -106,7 +113,10 @@ then:
 }
 
 fn quoted(text: &str) -> String {
-    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) {
+    match text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
+    {
         true => text.to_owned(),
         false => format!("'{}'", text.replace('\'', "'\\''")),
     }
@@ -188,6 +198,9 @@ mod tests {
         assert!(text.contains("\n  tradewind recv --dev --as bob\n"));
         assert!(text.contains("\n  tradewind routes tokyo-1 paris-1\n"));
         let elsewhere = greeting(Path::new("/tmp/my dev"), LISTEN, HTTP);
-        assert!(elsewhere.contains("--dev --dev-dir '/tmp/my dev' --name"), "{elsewhere}");
+        assert!(
+            elsewhere.contains("--dev --dev-dir '/tmp/my dev' --name"),
+            "{elsewhere}"
+        );
     }
 }

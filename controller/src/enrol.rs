@@ -44,7 +44,11 @@ pub(crate) struct Tokens {
 
 impl Tokens {
     pub(crate) fn new(dir: Option<PathBuf>, reusable: Vec<EnrolToken>) -> Self {
-        Self { dir, memory: Mutex::default(), reusable }
+        Self {
+            dir,
+            memory: Mutex::default(),
+            reusable,
+        }
     }
 
     /// Makes a token that is good for `lifetime`, for `relay` only if it is named.
@@ -67,7 +71,9 @@ impl Tokens {
 
     fn redeem(&self, token: &str, relay: &str, now: SystemTime) -> Result<(), String> {
         let reusable = token.parse::<EnrolToken>().is_ok_and(|shown| {
-            self.reusable.iter().any(|known| known.hash().matches(&shown))
+            self.reusable
+                .iter()
+                .any(|known| known.hash().matches(&shown))
         });
         if reusable {
             return Ok(());
@@ -84,7 +90,9 @@ impl Tokens {
     /// `tradewind-controller enrol-token create` writes it too.
     fn change<T>(&self, change: impl FnOnce(&mut EnrolBook) -> T) -> Result<T, StateError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(dir) = &self.dir else { return Ok(change(&mut memory)) };
+        let Some(dir) = &self.dir else {
+            return Ok(change(&mut memory));
+        };
         let _lock = lock(dir)?;
         let path = dir.join(BOOK_FILE);
         let before: EnrolBook = read_json(&path)?.unwrap_or_default();
@@ -119,8 +127,15 @@ pub(crate) fn answer(
             response
         }
         Err(error) => {
-            tracing::warn!(relay = request.relay.escape_debug().to_string(), error, "not enrolled");
-            EnrolResponse { error, ..EnrolResponse::default() }
+            tracing::warn!(
+                relay = request.relay.escape_debug().to_string(),
+                error,
+                "not enrolled"
+            );
+            EnrolResponse {
+                error,
+                ..EnrolResponse::default()
+            }
         }
     }
 }
@@ -134,7 +149,9 @@ fn enrol(
     let ca = ca.ok_or("this controller does not enrol relays: it has no CA key (`ca_dir`)")?;
     check_relay_name(&request.relay).map_err(|error| error.to_string())?;
     if request.names.len() > MAX_NAMES {
-        return Err(format!("at most {MAX_NAMES} further names go into a certificate"));
+        return Err(format!(
+            "at most {MAX_NAMES} further names go into a certificate"
+        ));
     }
     let names: Vec<AltName> = request.names.iter().map(|name| alt_name(name)).collect();
     let role = Role::Relay(request.relay.clone());
@@ -146,7 +163,11 @@ fn enrol(
     let chain = match chain {
         Ok(chain) => chain,
         // Strangers learn nothing about what is wrong with their request.
-        Err(error) => return tokens.check_only(&request.token, &request.relay, now).and(Err(error)),
+        Err(error) => {
+            return tokens
+                .check_only(&request.token, &request.relay, now)
+                .and(Err(error));
+        }
     };
     tokens.redeem(&request.token, &request.relay, now)?;
     Ok(EnrolResponse {
@@ -162,7 +183,8 @@ impl Tokens {
         let scratch = Self {
             dir: None,
             memory: Mutex::new(
-                self.change(|book| book.clone()).map_err(|error| error.to_string())?,
+                self.change(|book| book.clone())
+                    .map_err(|error| error.to_string())?,
             ),
             reusable: self.reusable.clone(),
         };
@@ -218,7 +240,10 @@ mod tests {
         assert!(again.error.contains("tokyo-1"), "{}", again.error);
         assert!(again.certificates.is_empty());
         let file = std::fs::read_to_string(dir.path().join(BOOK_FILE)).unwrap();
-        assert!(!file.contains(&token.to_string()), "secrets are never stored");
+        assert!(
+            !file.contains(&token.to_string()),
+            "secrets are never stored"
+        );
     }
 
     #[test]
@@ -227,14 +252,30 @@ mod tests {
         let dev = EnrolToken::from_bytes([7; 32]);
         let tokens = Tokens::new(None, vec![dev.clone()]);
         for relay in ["tokyo-1", "paris-1"] {
-            assert_eq!(answer(&request(&dev, relay), Some(&ca), &tokens, now()).error, "");
+            assert_eq!(
+                answer(&request(&dev, relay), Some(&ca), &tokens, now()).error,
+                ""
+            );
         }
 
         let token = tokens.create(Some("oslo-1".into()), HOUR, now()).unwrap();
-        let broken = EnrolRequest { csr: vec![1, 2, 3], ..request(&token, "oslo-1") };
-        assert!(answer(&broken, Some(&ca), &tokens, now()).error.contains("request"));
-        assert_ne!(answer(&request(&token, "rome-1"), Some(&ca), &tokens, now()).error, "");
-        assert_eq!(answer(&request(&token, "oslo-1"), Some(&ca), &tokens, now()).error, "");
+        let broken = EnrolRequest {
+            csr: vec![1, 2, 3],
+            ..request(&token, "oslo-1")
+        };
+        assert!(
+            answer(&broken, Some(&ca), &tokens, now())
+                .error
+                .contains("request")
+        );
+        assert_ne!(
+            answer(&request(&token, "rome-1"), Some(&ca), &tokens, now()).error,
+            ""
+        );
+        assert_eq!(
+            answer(&request(&token, "oslo-1"), Some(&ca), &tokens, now()).error,
+            ""
+        );
     }
 
     #[test]
@@ -247,7 +288,12 @@ mod tests {
         let unknown = answer(&request(&stranger, "tokyo-1"), Some(&ca), &tokens, now());
         assert!(unknown.error.contains("not known"), "{}", unknown.error);
         let late = tokens.create(None, HOUR, now()).unwrap();
-        let late = answer(&request(&late, "tokyo-1"), Some(&ca), &tokens, now() + 2 * HOUR);
+        let late = answer(
+            &request(&late, "tokyo-1"),
+            Some(&ca),
+            &tokens,
+            now() + 2 * HOUR,
+        );
         assert!(late.error.contains("expired"), "{}", late.error);
     }
 }

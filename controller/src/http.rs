@@ -91,11 +91,15 @@ async fn version() -> Response {
 }
 
 async fn relays(State(controller): State<Controller>) -> Json<Relays> {
-    Json(Relays { relays: controller.relays() })
+    Json(Relays {
+        relays: controller.relays(),
+    })
 }
 
 async fn edges(State(controller): State<Controller>) -> Json<Edges> {
-    Json(Edges { edges: controller.edges() })
+    Json(Edges {
+        edges: controller.edges(),
+    })
 }
 
 async fn matrix(State(controller): State<Controller>) -> Json<MatrixView> {
@@ -111,10 +115,16 @@ async fn path(
     Query(parameters): Parameters,
 ) -> Result<Json<PathView>, ApiError> {
     let parameter = |name: &str| {
-        parameters.get(name).filter(|value| !value.is_empty()).ok_or_else(|| {
-            let hint = "ask for /v1/path?from=RELAY&to=RELAY";
-            ApiError(StatusCode::BAD_REQUEST, format!("parameter `{name}` is missing; {hint}"))
-        })
+        parameters
+            .get(name)
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| {
+                let hint = "ask for /v1/path?from=RELAY&to=RELAY";
+                ApiError(
+                    StatusCode::BAD_REQUEST,
+                    format!("parameter `{name}` is missing; {hint}"),
+                )
+            })
     };
     let (from, to) = (parameter("from")?, parameter("to")?);
     Ok(Json(controller.path(from, to)?))
@@ -127,9 +137,14 @@ async fn create_enrol_token(
 ) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
     check_admin(controller.admin_access(), &headers)?;
     let request: TokenRequest = json_body(&headers, &body)?;
-    let lifetime = request.lifetime_s.map_or(TOKEN_LIFETIME, Duration::from_secs);
+    let lifetime = request
+        .lifetime_s
+        .map_or(TOKEN_LIFETIME, Duration::from_secs);
     if lifetime.is_zero() || lifetime > MAX_TOKEN_LIFETIME {
-        let reason = format!("`lifetime_s` must be from 1 to {}", MAX_TOKEN_LIFETIME.as_secs());
+        let reason = format!(
+            "`lifetime_s` must be from 1 to {}",
+            MAX_TOKEN_LIFETIME.as_secs()
+        );
         return Err(ApiError(StatusCode::BAD_REQUEST, reason));
     }
     let token = controller
@@ -183,9 +198,10 @@ fn check_admin(access: &AdminAccess, headers: &HeaderMap) -> Result<(), ApiError
         .and_then(|value| value.strip_prefix("Bearer "));
     match shown {
         Some(shown) if shown.as_bytes().ct_eq(secret.as_bytes()).into() => Ok(()),
-        Some(_) => {
-            Err(ApiError(StatusCode::UNAUTHORIZED, "the admin secret is wrong".to_owned()))
-        }
+        Some(_) => Err(ApiError(
+            StatusCode::UNAUTHORIZED,
+            "the admin secret is wrong".to_owned(),
+        )),
         None => {
             let reason = "show the admin secret: `Authorization: Bearer …`";
             Err(ApiError(StatusCode::UNAUTHORIZED, reason.to_owned()))
@@ -201,9 +217,15 @@ fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T
         .is_some_and(|kind| kind.split(';').next().map(str::trim) == Some("application/json"));
     if !is_json {
         let reason = "send a body of `Content-Type: application/json`, at least {}";
-        return Err(ApiError(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason.to_owned()));
+        return Err(ApiError(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            reason.to_owned(),
+        ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        ApiError(StatusCode::BAD_REQUEST, format!("the body is not as expected: {error}"))
+        ApiError(
+            StatusCode::BAD_REQUEST,
+            format!("the body is not as expected: {error}"),
+        )
     })
 }

@@ -126,9 +126,14 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => runtime()?.block_on(run(args)),
         Command::CheckConfig(args) => check_config(&args),
         Command::Health(args) => health(&args),
-        Command::EnrolToken { command: EnrolTokenCommand::Create { run, relay, lifetime } } => {
-            create_enrol_token(&run, relay, lifetime.0)
-        }
+        Command::EnrolToken {
+            command:
+                EnrolTokenCommand::Create {
+                    run,
+                    relay,
+                    lifetime,
+                },
+        } => create_enrol_token(&run, relay, lifetime.0),
     }
 }
 
@@ -147,6 +152,10 @@ impl RunArgs {
         if self.dev {
             settings.listen = dev::LISTEN;
             settings.http = dev::HTTP;
+            settings.certificate = self.dev_dir.join("controller.pem");
+            settings.key = self.dev_dir.join("controller.key");
+            settings.ca = self.dev_dir.join("ca.pem");
+            settings.ca_dir = Some(self.dev_dir.clone());
             settings.state_dir = self.dev_dir.join("controller");
         }
         apply(&mut settings.listen, self.listen);
@@ -154,7 +163,10 @@ impl RunArgs {
         apply(&mut settings.state_dir, self.state_dir.clone());
         apply(&mut settings.log, self.log.clone());
         apply(&mut settings.token_keys, self.token_keys.clone().map(Some));
-        apply(&mut settings.expected_relays, self.expected_relays.map(Some));
+        apply(
+            &mut settings.expected_relays,
+            self.expected_relays.map(Some),
+        );
         if let Some(secret) = &self.admin_secret {
             settings.admin_secret = Some(secret.clone());
             settings.admin_secret_file = None;
@@ -177,13 +189,14 @@ impl RunArgs {
 async fn run(args: RunArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let log_handle = logs::init(&settings.log).map_err(usage)?;
-    logs::log_start(NAME, VERSION, commit());
     let config = args.controller_config(&settings)?;
     let http_identity = settings.http_identity()?;
     // Both ports first: nothing is changed on disk when one of them is busy.
     let listener = admin::listen(settings.http, "--http").await?;
     let http_address = listener.local_addr()?;
     let controller = Controller::start(config, Arc::new(OsHost))?;
+    // Not before: whoever cannot start says why in one line.
+    logs::log_start(NAME, VERSION, commit());
     let signals = Signals::new().context("cannot follow signals")?;
 
     let registry = metrics::registry(&controller, VERSION, commit())?;
@@ -310,8 +323,7 @@ fn health(args: &RunArgs) -> anyhow::Result<()> {
         address.set_ip(loopback);
     }
     let unwell = || format!("no controller answers at {address}");
-    let mut stream =
-        TcpStream::connect_timeout(&address, HEALTH_TIMEOUT).with_context(unwell)?;
+    let mut stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT).with_context(unwell)?;
     if settings.http_certificate.is_some() {
         println!("listening"); // what is behind TLS is not asked
         return Ok(());
@@ -320,7 +332,10 @@ fn health(args: &RunArgs) -> anyhow::Result<()> {
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).with_context(unwell)?;
     let mut answer = String::new();
-    stream.take(4_096).read_to_string(&mut answer).with_context(unwell)?;
+    stream
+        .take(4_096)
+        .read_to_string(&mut answer)
+        .with_context(unwell)?;
     if answer.split_whitespace().nth(1) == Some("200") {
         println!("ready");
         return Ok(());
@@ -338,7 +353,7 @@ fn create_enrol_token(
     if let Some(relay) = &relay {
         check_relay_name(relay).map_err(usage)?;
     }
-    if !args.dev && settings.ca_dir.is_none() {
+    if settings.ca_dir.is_none() {
         let text = "relays cannot enrol at this controller: configure `ca_dir`";
         return Err(UsageError::new(text).into());
     }

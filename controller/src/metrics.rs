@@ -29,20 +29,50 @@ type Read = fn(&Stats) -> u64;
 
 /// Counters out of [`Stats`]: name without `_total`, help, value.
 const COUNTERS: [(&str, &str, Read); 9] = [
-    ("registrations", "Registrations of relays, repeated ones too", |s| s.registrations),
-    ("relays_refused", "Registrations of relays that were refused", |s| s.relays_refused),
+    (
+        "registrations",
+        "Registrations of relays, repeated ones too",
+        |s| s.registrations,
+    ),
+    (
+        "relays_refused",
+        "Registrations of relays that were refused",
+        |s| s.relays_refused,
+    ),
     ("link_reports", "Link reports taken in", |s| s.reports),
-    ("stale_link_reports", "Link reports passed over as repeated or late", |s| s.reports_stale),
-    ("plans_made", "Plans numbered and sent to relays", |s| s.plans_made),
-    ("plans_activated", "Plans that came into force", |s| s.plans_activated),
-    ("plans_superseded", "Plans replaced before they came into force", |s| s.plans_superseded),
-    ("plan_timeouts", "Plans that a relay did not acknowledge in time", |s| s.plan_timeouts),
-    ("disbeliefs", "Times that a measurement was taken for broken", |s| s.disbeliefs),
+    (
+        "stale_link_reports",
+        "Link reports passed over as repeated or late",
+        |s| s.reports_stale,
+    ),
+    ("plans_made", "Plans numbered and sent to relays", |s| {
+        s.plans_made
+    }),
+    ("plans_activated", "Plans that came into force", |s| {
+        s.plans_activated
+    }),
+    (
+        "plans_superseded",
+        "Plans replaced before they came into force",
+        |s| s.plans_superseded,
+    ),
+    (
+        "plan_timeouts",
+        "Plans that a relay did not acknowledge in time",
+        |s| s.plan_timeouts,
+    ),
+    (
+        "disbeliefs",
+        "Times that a measurement was taken for broken",
+        |s| s.disbeliefs,
+    ),
 ];
 
 /// Gauges out of [`Stats`].
 const GAUGES: [(&str, &str, Read); 2] = [
-    ("usable_links", "Directed links that can be used", |s| s.usable_links),
+    ("usable_links", "Directed links that can be used", |s| {
+        s.usable_links
+    }),
     (
         "contradicted_links",
         "Directed links whose delay contradicts those of others",
@@ -66,7 +96,8 @@ struct Live {
 
 impl Live {
     fn new(controller: Controller) -> prometheus::Result<Self> {
-        let counter = |name: &str, help| IntCounter::with_opts(opts(&format!("{name}_total"), help));
+        let counter =
+            |name: &str, help| IntCounter::with_opts(opts(&format!("{name}_total"), help));
         let gauge = |name: &str, help| IntGauge::with_opts(opts(name, help));
         Ok(Self {
             controller,
@@ -94,12 +125,24 @@ impl Live {
                 &["relay", "region"],
             )?,
             relay_busy: GaugeVec::new(
-                opts("relay_busy_ratio", "Share of time that the relay's busiest shard works"),
+                opts(
+                    "relay_busy_ratio",
+                    "Share of time that the relay's busiest shard works",
+                ),
                 &["relay", "region"],
             )?,
-            alert: gauge("alert", "Whether measurements are distrusted and the plan is kept")?,
-            plan_epoch: gauge("plan_epoch", "Epoch of the plan in force, 0 before the first")?,
-            plan_number: gauge("plan_number", "Number of the plan in force, 0 before the first")?,
+            alert: gauge(
+                "alert",
+                "Whether measurements are distrusted and the plan is kept",
+            )?,
+            plan_epoch: gauge(
+                "plan_epoch",
+                "Epoch of the plan in force, 0 before the first",
+            )?,
+            plan_number: gauge(
+                "plan_number",
+                "Number of the plan in force, 0 before the first",
+            )?,
         })
     }
 
@@ -111,7 +154,10 @@ impl Live {
         for (gauge, read) in &self.gauges {
             gauge.set(read(&stats) as i64);
         }
-        raise(&self.state_write_failures, self.controller.state_write_failures());
+        raise(
+            &self.state_write_failures,
+            self.controller.state_write_failures(),
+        );
         self.alert.set(i64::from(self.controller.alert().is_some()));
         let plan = self.controller.active_plan().unwrap_or_default();
         self.plan_epoch.set(i64::from(plan.epoch));
@@ -122,16 +168,26 @@ impl Live {
             self.relays.with_label_values(&[state]).set(of as i64);
         };
         count("online", relays.iter().filter(|relay| relay.online).count());
-        count("offline", relays.iter().filter(|relay| !relay.online).count());
-        count("draining", relays.iter().filter(|relay| relay.draining).count());
+        count(
+            "offline",
+            relays.iter().filter(|relay| !relay.online).count(),
+        );
+        count(
+            "draining",
+            relays.iter().filter(|relay| relay.draining).count(),
+        );
         // A relay may have moved to another region.
         self.relay_online.reset();
         self.relay_sessions.reset();
         self.relay_busy.reset();
         for relay in &relays {
             let labels = [relay.name.as_str(), relay.region.as_str()];
-            self.relay_online.with_label_values(&labels).set(i64::from(relay.online));
-            self.relay_sessions.with_label_values(&labels).set(i64::from(relay.sessions));
+            self.relay_online
+                .with_label_values(&labels)
+                .set(i64::from(relay.online));
+            self.relay_sessions
+                .with_label_values(&labels)
+                .set(i64::from(relay.sessions));
             let busy = f64::from(relay.busy_permille) / 1_000.0;
             self.relay_busy.with_label_values(&labels).set(busy);
         }
@@ -139,7 +195,11 @@ impl Live {
 
     fn all(&self) -> Vec<&dyn Collector> {
         let mut all: Vec<&dyn Collector> = Vec::new();
-        all.extend(self.counters.iter().map(|(counter, _)| counter as &dyn Collector));
+        all.extend(
+            self.counters
+                .iter()
+                .map(|(counter, _)| counter as &dyn Collector),
+        );
         all.extend(self.gauges.iter().map(|(gauge, _)| gauge as &dyn Collector));
         all.push(&self.state_write_failures);
         all.push(&self.relays);
@@ -160,7 +220,10 @@ impl Collector for Live {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.refresh();
-        self.all().into_iter().flat_map(Collector::collect).collect()
+        self.all()
+            .into_iter()
+            .flat_map(Collector::collect)
+            .collect()
     }
 }
 

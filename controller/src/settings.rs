@@ -156,7 +156,9 @@ impl Settings {
             (Some(certificate), Some(key)) => {
                 Ok(Some(Identity::load(certificate, key).map_err(usage)?))
             }
-            _ => Err(wrong("`http_certificate` and `http_key` go together: give both or none")),
+            _ => Err(wrong(
+                "`http_certificate` and `http_key` go together: give both or none",
+            )),
         }
     }
 
@@ -203,7 +205,9 @@ impl Settings {
             return Err(wrong("`cost.load_knee` must be from 0 to below 1"));
         }
         if planner.interval.0.is_zero() || planner.plan_timeout.0.is_zero() {
-            return Err(wrong("`planner.interval` and `planner.plan_timeout` must not be 0"));
+            return Err(wrong(
+                "`planner.interval` and `planner.plan_timeout` must not be 0",
+            ));
         }
         if !(1..=65_000).contains(&self.max_relays) {
             return Err(wrong("`max_relays` must be from 1 to 65000"));
@@ -274,7 +278,8 @@ mod tests {
             keys.extend(all[section].as_object().unwrap().keys().cloned());
         }
         for key in keys {
-            let named = SAMPLE.contains(&format!("{key} = ")) || SAMPLE.contains(&format!("[{key}]"));
+            let named =
+                SAMPLE.contains(&format!("{key} = ")) || SAMPLE.contains(&format!("[{key}]"));
             assert!(named, "{key}");
         }
     }
@@ -285,7 +290,10 @@ mod tests {
             tradewind_service::config::parse::<Settings>("htpp = \"127.0.0.1:1\"", "a.toml")
                 .unwrap_err()
                 .to_string();
-        assert!(error.contains("a.toml:1") && error.contains("`http`"), "{error}");
+        assert!(
+            error.contains("a.toml:1") && error.contains("`http`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -82,14 +82,19 @@ pub enum StateError {
 /// [`StateError`], naming the file.
 pub fn begin_epoch(dir: Option<&Path>) -> Result<SavedNetwork, StateError> {
     let Some(dir) = dir else {
-        return Ok(SavedNetwork { epoch: 1, ..SavedNetwork::default() });
+        return Ok(SavedNetwork {
+            epoch: 1,
+            ..SavedNetwork::default()
+        });
     };
     fs::create_dir_all(dir).map_err(io_error("make", dir))?;
     let mut saved: SavedNetwork = read_json(&dir.join(NETWORK_FILE))?.unwrap_or_default();
     saved.epoch = saved
         .epoch
         .checked_add(1)
-        .ok_or_else(|| StateError::NoMoreEpochs { path: dir.join(NETWORK_FILE) })?;
+        .ok_or_else(|| StateError::NoMoreEpochs {
+            path: dir.join(NETWORK_FILE),
+        })?;
     save(dir, &saved)?;
     Ok(saved)
 }
@@ -125,7 +130,10 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|error| StateError::Damaged { path: path.to_owned(), reason: error.to_string() })
+        .map_err(|error| StateError::Damaged {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Replaces a JSON file as a whole: after a crash at any moment there is the old or the new one.
@@ -150,7 +158,11 @@ pub(crate) fn io_error<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl Fn(io::Error) -> StateError + 'a {
-    move |source| StateError::Io { action, path: path.to_owned(), source }
+    move |source| StateError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -162,8 +174,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
         let mut first = begin_epoch(Some(&dir)).unwrap();
-        assert_eq!(first, SavedNetwork { epoch: 1, relays: vec![] });
-        first.relays.push(SavedRelay { name: "tokyo-1".into(), ..SavedRelay::default() });
+        assert_eq!(
+            first,
+            SavedNetwork {
+                epoch: 1,
+                relays: vec![]
+            }
+        );
+        first.relays.push(SavedRelay {
+            name: "tokyo-1".into(),
+            ..SavedRelay::default()
+        });
         save(&dir, &first).unwrap();
         let second = begin_epoch(Some(&dir)).unwrap();
         assert_eq!(second.epoch, 2);
@@ -184,7 +205,14 @@ mod tests {
     #[test]
     fn when_the_epochs_are_used_up_the_controller_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        save(dir.path(), &SavedNetwork { epoch: u16::MAX, relays: vec![] }).unwrap();
+        save(
+            dir.path(),
+            &SavedNetwork {
+                epoch: u16::MAX,
+                relays: vec![],
+            },
+        )
+        .unwrap();
         assert!(matches!(
             begin_epoch(Some(dir.path())),
             Err(StateError::NoMoreEpochs { .. })

@@ -160,20 +160,33 @@ impl Links {
         let mut least = RawDelays::new(n);
         let mut keys: Vec<LinkKey> = Vec::new();
         for &(reporter, peer, uplink) in self.views.keys() {
-            let there = LinkKey { from: reporter, to: peer, uplink };
+            let there = LinkKey {
+                from: reporter,
+                to: peer,
+                uplink,
+            };
             keys.push(there);
             if !self.views.contains_key(&(peer, reporter, uplink)) {
-                keys.push(LinkKey { from: peer, to: reporter, uplink });
+                keys.push(LinkKey {
+                    from: peer,
+                    to: reporter,
+                    uplink,
+                });
             }
         }
         for &key in &keys {
-            let Some(raw) = self.raw_us(now, key, registry) else { continue };
+            let Some(raw) = self.raw_us(now, key, registry) else {
+                continue;
+            };
             let (from, to) = (key.from.as_usize(), key.to.as_usize());
             by_uplink
                 .entry(key.uplink)
                 .or_insert_with(|| RawDelays::new(n))
                 .set(from, to, Some(raw));
-            if least.get(from, to).is_none_or(|known| raw.wrapping_sub(known) < 0) {
+            if least
+                .get(from, to)
+                .is_none_or(|known| raw.wrapping_sub(known) < 0)
+            {
                 least.set(from, to, Some(raw));
             }
         }
@@ -190,8 +203,14 @@ impl Links {
                 .get(&key.uplink)
                 .and_then(|raw| clocks.one_way_us(raw, key.from.as_usize(), key.to.as_usize()));
             let busy = registry.get(key.to).busy_permille;
-            let measured =
-                self.measure(now, key, registry, one_way_us, f64::from(busy) / 1_000.0, weights);
+            let measured = self.measure(
+                now,
+                key,
+                registry,
+                one_way_us,
+                f64::from(busy) / 1_000.0,
+                weights,
+            );
             matrix.offer(measured);
         }
         matrix
@@ -227,8 +246,7 @@ impl Links {
                 let lost = (loss * LOSS_PROBES as f64).round() as u64;
                 let metrics = LinkMetrics {
                     delay_ms,
-                    rtt_dev_ms: best
-                        .map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
+                    rtt_dev_ms: best.map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
                     loss: confident_loss(lost, LOSS_PROBES),
                     utilisation,
                     price_ms: 0.0,
@@ -256,7 +274,10 @@ impl Links {
     ) -> (Option<&View>, Option<&View>) {
         let receiver = self.views.get(&(key.to, key.from, key.uplink));
         let sender = self.views.get(&(key.from, key.to, key.uplink));
-        let (to, from) = (registry.get(key.to).is_online(), registry.get(key.from).is_online());
+        let (to, from) = (
+            registry.get(key.to).is_online(),
+            registry.get(key.from).is_online(),
+        );
         // An online relay speaks for itself every second; one that is offline is quoted only
         // where nobody else can say anything.
         let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
@@ -280,7 +301,15 @@ impl Links {
         uplink: Uplink,
         registry: &Registry,
     ) -> Usable {
-        let (one, other) = self.ends(now, LinkKey { from: a, to: b, uplink }, registry);
+        let (one, other) = self.ends(
+            now,
+            LinkKey {
+                from: a,
+                to: b,
+                uplink,
+            },
+            registry,
+        );
         let mut combined = Usable::Unknown;
         let mut doubt = false;
         for view in [one, other].into_iter().flatten() {
@@ -301,8 +330,14 @@ impl Links {
         }
         let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
         let (receiver, sender) = self.ends(now, key, registry);
-        let received = receiver.filter(fresh).and_then(|view| view.raw_us).map(|(inward, _)| inward);
-        let sent = sender.filter(fresh).and_then(|view| view.raw_us).map(|(_, outward)| outward);
+        let received = receiver
+            .filter(fresh)
+            .and_then(|view| view.raw_us)
+            .map(|(inward, _)| inward);
+        let sent = sender
+            .filter(fresh)
+            .and_then(|view| view.raw_us)
+            .map(|(_, outward)| outward);
         received.or(sent)
     }
 }
@@ -315,7 +350,8 @@ impl Matrix {
 
     /// The uplink to take from `from` to `to`.
     pub(super) fn uplink(&self, from: usize, to: usize) -> Uplink {
-        self.get(from, to).map_or(Uplink::default(), |link| link.key.uplink)
+        self.get(from, to)
+            .map_or(Uplink::default(), |link| link.key.uplink)
     }
 
     /// How many directed links can be used.

@@ -82,7 +82,10 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             expected_relays: None,
-            planner: PlannerConfig { out_trees: false, ..PlannerConfig::default() },
+            planner: PlannerConfig {
+                out_trees: false,
+                ..PlannerConfig::default()
+            },
             weights: CostWeights::default(),
             interval: Duration::from_millis(250),
             gather: Duration::from_millis(10),
@@ -192,7 +195,11 @@ impl Network {
             return self.register(now, connection, register);
         }
         let Some(relay) = self.registry.of_connection(connection) else {
-            return self.close(connection, CloseCode::Protocol, "not registered on this connection");
+            return self.close(
+                connection,
+                CloseCode::Protocol,
+                "not registered on this connection",
+            );
         };
         match body {
             from_relay::Body::Register(_) => {}
@@ -208,7 +215,9 @@ impl Network {
 
     /// A connection has ended, whyever.
     pub fn disconnected(&mut self, now: Duration, connection: ConnectionId) {
-        let Some(relay) = self.registry.disconnect(now, connection) else { return };
+        let Some(relay) = self.registry.disconnect(now, connection) else {
+            return;
+        };
         tracing::warn!(relay = self.registry.get(relay).name(), "relay offline");
         if let Some(distribution) = &mut self.on_its_way {
             distribution.waiting.remove(&relay);
@@ -219,7 +228,11 @@ impl Network {
 
     /// Does what is due. To be called at [`Network::next_tick`], and at any other time.
     pub fn tick(&mut self, now: Duration) {
-        if self.on_its_way.as_ref().is_some_and(|plan| now >= plan.deadline) {
+        if self
+            .on_its_way
+            .as_ref()
+            .is_some_and(|plan| now >= plan.deadline)
+        {
             self.give_up_waiting(now);
         }
         let urgent = self.urgent.is_some_and(|at| now >= at);
@@ -269,20 +282,27 @@ impl Network {
             Some(held) if held.epoch == u16::MAX => {
                 Err("it holds a plan of the last possible epoch: remove its plan file".to_owned())
             }
-            _ => self.registry.admit(now, connection, register, self.config.max_relays),
+            _ => self
+                .registry
+                .admit(now, connection, register, self.config.max_relays),
         };
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
                 tracing::warn!(relay = name, reason, "relay refused");
                 self.stats.relays_refused += 1;
-                let body = to_relay::Body::Refused(Refused { reason: reason.clone() });
+                let body = to_relay::Body::Refused(Refused {
+                    reason: reason.clone(),
+                });
                 self.send(connection, ControllerToRelay { body: Some(body) });
                 return self.close(connection, CloseCode::Protocol, &reason);
             }
         };
         self.stats.registrations += 1;
-        let ours = PlanId { epoch: self.epoch, number: self.next_number };
+        let ours = PlanId {
+            epoch: self.epoch,
+            number: self.next_number,
+        };
         let outdated = held.is_some_and(|held| held >= ours);
         if let Some(held) = held.filter(|_| outdated) {
             // This controller has lost what it knew: relays would take its plans for old ones.
@@ -313,8 +333,10 @@ impl Network {
     }
 
     fn welcome(&mut self, connection: ConnectionId, index: RelayIndex) {
-        let registered =
-            Registered { index: u32::from(index.0), epoch: u32::from(self.epoch) };
+        let registered = Registered {
+            index: u32::from(index.0),
+            epoch: u32::from(self.epoch),
+        };
         let body = to_relay::Body::Registered(registered);
         self.send(connection, ControllerToRelay { body: Some(body) });
         let keys = self.token_keys_message();
@@ -323,26 +345,39 @@ impl Network {
 
     /// The plan in force, and the one on its way, for a relay that has just come.
     fn send_plans(&mut self, connection: ConnectionId, index: RelayIndex) {
-        let active = self.active.as_ref().and_then(|plan| Some((plan.id, plan.part_for(index)?)));
+        let active = self
+            .active
+            .as_ref()
+            .and_then(|plan| Some((plan.id, plan.part_for(index)?)));
         if let Some((id, part)) = active {
             self.send(
                 connection,
-                ControllerToRelay { body: Some(to_relay::Body::PlanPart(part)) },
+                ControllerToRelay {
+                    body: Some(to_relay::Body::PlanPart(part)),
+                },
             );
             self.send(connection, activate(id));
         }
-        let coming = self.on_its_way.as_ref().and_then(|coming| coming.plan.part_for(index));
+        let coming = self
+            .on_its_way
+            .as_ref()
+            .and_then(|coming| coming.plan.part_for(index));
         if let Some(part) = coming {
             self.send(
                 connection,
-                ControllerToRelay { body: Some(to_relay::Body::PlanPart(part)) },
+                ControllerToRelay {
+                    body: Some(to_relay::Body::PlanPart(part)),
+                },
             );
         }
     }
 
     fn report(&mut self, now: Duration, relay: RelayIndex, report: &LinkReport) {
         let entry = self.registry.get_mut(relay);
-        if entry.last_report.is_some_and(|last| report.sequence <= last) {
+        if entry
+            .last_report
+            .is_some_and(|last| report.sequence <= last)
+        {
             self.stats.reports_stale += 1;
             return;
         }
@@ -357,12 +392,16 @@ impl Network {
         }
         let (mut failed, mut gained) = (false, false);
         for link in &report.links {
-            let peer = self.registry.index_of(&link.peer).filter(|&peer| peer != relay);
+            let peer = self
+                .registry
+                .index_of(&link.peer)
+                .filter(|&peer| peer != relay);
             let (Some(peer), Ok(uplink)) = (peer, u8::try_from(link.uplink)) else {
                 continue; // not, or no more, of this network
             };
-            let changes =
-                self.links.update(now, relay, peer, Uplink(uplink), link, &self.registry);
+            let changes = self
+                .links
+                .update(now, relay, peer, Uplink(uplink), link, &self.registry);
             failed |= changes.failed;
             gained |= changes.gained;
         }
@@ -386,7 +425,10 @@ impl Network {
         if let Some(active) = self.active.as_mut().filter(|plan| plan.id == id) {
             active.held_by.insert(relay);
         }
-        let coming = self.on_its_way.as_mut().filter(|coming| coming.plan.id == id);
+        let coming = self
+            .on_its_way
+            .as_mut()
+            .filter(|coming| coming.plan.id == id);
         if let Some(coming) = coming {
             coming.plan.held_by.insert(relay);
             coming.waiting.remove(&relay);
@@ -444,7 +486,9 @@ impl Network {
             self.alert = decision.alert;
         }
         let alone = self.tables_without_links(now, &rules);
-        let Some(tables) = self.planner.tables().or(alone.as_ref()) else { return };
+        let Some(tables) = self.planner.tables().or(alone.as_ref()) else {
+            return;
+        };
         let members = self.members(now, tables.in_trees.len());
         let mut reasons = decision.reasons;
         reasons.extend(self.republish.take());
@@ -455,7 +499,10 @@ impl Network {
                 None => reasons.push("first plan: no link is measured".to_owned()),
             }
         }
-        let id = PlanId { epoch: self.epoch, number: self.next_number };
+        let id = PlanId {
+            epoch: self.epoch,
+            number: self.next_number,
+        };
         let mut plan = Plan::new(id, now, reasons, &members, &self.registry, tables, &matrix);
         self.next_number += 1;
         if let Some(superseded) = self.on_its_way.take() {
@@ -495,7 +542,9 @@ impl Network {
             .iter()
             .take(planned)
             .filter(|(_, relay)| {
-                relay.dead_since.is_none_or(|since| now < since + self.config.leave_out_after)
+                relay
+                    .dead_since
+                    .is_none_or(|since| now < since + self.config.leave_out_after)
             })
             .map(|(index, _)| index)
             .collect()
@@ -507,7 +556,9 @@ impl Network {
         members: &BTreeSet<RelayIndex>,
     ) -> String {
         let names = |of: &mut dyn Iterator<Item = &RelayIndex>| {
-            of.map(|&index| self.registry.get(index).name()).collect::<Vec<_>>().join(", ")
+            of.map(|&index| self.registry.get(index).name())
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let came = names(&mut members.difference(known));
         let went = names(&mut known.difference(members));
@@ -531,7 +582,10 @@ impl Network {
     }
 
     fn newest(&self) -> Option<&Plan> {
-        self.on_its_way.as_ref().map(|coming| &coming.plan).or(self.active.as_ref())
+        self.on_its_way
+            .as_ref()
+            .map(|coming| &coming.plan)
+            .or(self.active.as_ref())
     }
 
     fn distribute(&mut self, now: Duration, plan: Plan) {
@@ -540,7 +594,9 @@ impl Network {
         let mut waiting = BTreeSet::new();
         let online: BTreeMap<RelayIndex, ConnectionId> = self.registry.online().collect();
         for (&index, &connection) in &online {
-            let Some(part) = plan.part_for(index) else { continue };
+            let Some(part) = plan.part_for(index) else {
+                continue;
+            };
             let body = to_relay::Body::PlanPart(part);
             self.send(connection, ControllerToRelay { body: Some(body) });
             if !self.registry.get(index).silent {
@@ -548,12 +604,20 @@ impl Network {
             }
         }
         let deadline = now + self.config.plan_timeout;
-        self.on_its_way = Some(Distribution { plan, waiting, deadline });
+        self.on_its_way = Some(Distribution {
+            plan,
+            waiting,
+            deadline,
+        });
         self.finish_distribution(now);
     }
 
     fn finish_distribution(&mut self, now: Duration) {
-        if self.on_its_way.as_ref().is_some_and(|coming| coming.waiting.is_empty()) {
+        if self
+            .on_its_way
+            .as_ref()
+            .is_some_and(|coming| coming.waiting.is_empty())
+        {
             self.activate(now);
         }
     }
@@ -561,23 +625,35 @@ impl Network {
     /// Some relays have not acknowledged in time: no transit over them. When the plan did not
     /// lead over them anyway, it comes into force as it is.
     fn give_up_waiting(&mut self, now: Duration) {
-        let Some(coming) = &mut self.on_its_way else { return };
+        let Some(coming) = &mut self.on_its_way else {
+            return;
+        };
         let silent = std::mem::take(&mut coming.waiting);
         let number = coming.plan.id.number;
         for &index in &silent {
             let relay = self.registry.get_mut(index);
             relay.silent = true;
             self.stats.plan_timeouts += 1;
-            tracing::warn!(relay = relay.name(), number, "does not acknowledge: left out");
+            tracing::warn!(
+                relay = relay.name(),
+                number,
+                "does not acknowledge: left out"
+            );
         }
         self.plan(now);
-        if self.on_its_way.as_ref().is_some_and(|coming| coming.plan.id.number == number) {
+        if self
+            .on_its_way
+            .as_ref()
+            .is_some_and(|coming| coming.plan.id.number == number)
+        {
             self.activate(now);
         }
     }
 
     fn activate(&mut self, now: Duration) {
-        let Some(Distribution { mut plan, .. }) = self.on_its_way.take() else { return };
+        let Some(Distribution { mut plan, .. }) = self.on_its_way.take() else {
+            return;
+        };
         plan.activated_at = Some(now);
         tracing::info!(plan = %plan.id, held_by = plan.held_by.len(), "plan in force");
         self.stats.plans_activated += 1;
@@ -602,13 +678,17 @@ impl Network {
 
     fn list_message(&self, now: Duration) -> ControllerToRelay {
         let known = self.registry.iter().filter(|(_, relay)| {
-            relay.dead_since.is_none_or(|since| now < since + self.config.forget_after)
+            relay
+                .dead_since
+                .is_none_or(|since| now < since + self.config.forget_after)
         });
         let list = RelayList {
             version: u64::from(self.epoch) << 32 | u64::from(self.list_version),
             relays: known.map(|(index, relay)| relay.info(index)).collect(),
         };
-        ControllerToRelay { body: Some(to_relay::Body::RelayList(list)) }
+        ControllerToRelay {
+            body: Some(to_relay::Body::RelayList(list)),
+        }
     }
 
     fn token_keys_message(&self) -> ControllerToRelay {
@@ -616,17 +696,28 @@ impl Network {
             kid: kid.to_owned(),
             public_key: public.to_vec(),
         });
-        let keys = TokenKeysMessage { keys: keys.collect(), revocations: Vec::new() };
-        ControllerToRelay { body: Some(to_relay::Body::TokenKeys(keys)) }
+        let keys = TokenKeysMessage {
+            keys: keys.collect(),
+            revocations: Vec::new(),
+        };
+        ControllerToRelay {
+            body: Some(to_relay::Body::TokenKeys(keys)),
+        }
     }
 
     fn save(&mut self) {
-        let saved = SavedNetwork { epoch: self.epoch, relays: self.registry.to_saved() };
+        let saved = SavedNetwork {
+            epoch: self.epoch,
+            relays: self.registry.to_saved(),
+        };
         self.actions.push_back(Action::Save(saved));
     }
 
     fn send(&mut self, connection: ConnectionId, message: ControllerToRelay) {
-        self.actions.push_back(Action::Send { connection, message });
+        self.actions.push_back(Action::Send {
+            connection,
+            message,
+        });
     }
 
     fn send_to_all(&mut self, message: &ControllerToRelay) {
@@ -638,10 +729,18 @@ impl Network {
 
     fn close(&mut self, connection: ConnectionId, code: CloseCode, reason: &str) {
         let reason = reason.to_owned();
-        self.actions.push_back(Action::Close { connection, code, reason });
+        self.actions.push_back(Action::Close {
+            connection,
+            code,
+            reason,
+        });
     }
 }
 
 fn activate(id: PlanId) -> ControllerToRelay {
-    ControllerToRelay { body: Some(to_relay::Body::Activate(Activate { plan: Some(id.into()) })) }
+    ControllerToRelay {
+        body: Some(to_relay::Body::Activate(Activate {
+            plan: Some(id.into()),
+        })),
+    }
 }

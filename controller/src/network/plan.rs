@@ -47,12 +47,17 @@ impl Plan {
         matrix: &Matrix,
     ) -> Self {
         let n = tables.cost.len();
-        let uplinks = (0..n * n).map(|cell| matrix.uplink(cell / n, cell % n).0).collect();
+        let uplinks = (0..n * n)
+            .map(|cell| matrix.uplink(cell / n, cell % n).0)
+            .collect();
         Self {
             id,
             made_at,
             reasons,
-            members: members.iter().map(|&index| registry.get(index).info(index)).collect(),
+            members: members
+                .iter()
+                .map(|&index| registry.get(index).info(index))
+                .collect(),
             tables: tables.clone(),
             uplinks,
             held_by: BTreeSet::new(),
@@ -62,7 +67,10 @@ impl Plan {
 
     /// The indices of those it knows.
     pub(super) fn member_set(&self) -> BTreeSet<RelayIndex> {
-        self.members.iter().map(|info| RelayIndex(info.index as u16)).collect()
+        self.members
+            .iter()
+            .map(|info| RelayIndex(info.index as u16))
+            .collect()
     }
 
     pub(super) fn knows(&self, relay: RelayIndex) -> bool {
@@ -91,24 +99,41 @@ impl Plan {
         for info in &self.members {
             let to = info.index as usize;
             let in_tree = &self.tables.in_trees[to];
-            let next = if to == own { Some(own) } else { in_tree.next_hop(own) };
+            let next = if to == own {
+                Some(own)
+            } else {
+                in_tree.next_hop(own)
+            };
             let cost_ms = in_tree.cost(own);
-            tree.next_hop.push(next.map_or(u32::from(RelayIndex::NONE.0), |hop| hop as u32));
-            tree.uplink.push(next.map_or(0, |hop| u32::from(self.uplinks[own * n + hop])));
+            tree.next_hop
+                .push(next.map_or(u32::from(RelayIndex::NONE.0), |hop| hop as u32));
+            tree.uplink
+                .push(next.map_or(0, |hop| u32::from(self.uplinks[own * n + hop])));
             tree.cost_us.push(match cost_ms.is_finite() {
                 true => (cost_ms * 1_000.0).round() as u32,
                 false => 0,
             });
-            let relays: Vec<u32> =
-                self.tables.backups.candidates(own, to).map(|hop| hop as u32).collect();
+            let relays: Vec<u32> = self
+                .tables
+                .backups
+                .candidates(own, to)
+                .map(|hop| hop as u32)
+                .collect();
             if to != own && !relays.is_empty() {
-                backups.push(Backup { destination: info.index, relays });
+                backups.push(Backup {
+                    destination: info.index,
+                    relays,
+                });
             }
         }
         Some(PlanPart {
             plan: Some(self.id.into()),
             relays: self.members.clone(),
-            profiles: vec![ProfileTable { profile: 0, trees: vec![tree], backups }],
+            profiles: vec![ProfileTable {
+                profile: 0,
+                trees: vec![tree],
+                backups,
+            }],
         })
     }
 }

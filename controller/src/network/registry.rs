@@ -106,7 +106,12 @@ impl Registry {
             self.by_connection.remove(&old);
         }
         self.by_connection.insert(connection, index);
-        Ok(Admitted { index, replaced, changed, restarted })
+        Ok(Admitted {
+            index,
+            replaced,
+            changed,
+            restarted,
+        })
     }
 
     /// The relay whose connection ended, unless it has a newer one.
@@ -143,24 +148,38 @@ impl Registry {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (RelayIndex, &Relay)> {
-        self.relays.iter().enumerate().map(|(i, relay)| (RelayIndex(i as u16), relay))
+        self.relays
+            .iter()
+            .enumerate()
+            .map(|(i, relay)| (RelayIndex(i as u16), relay))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (RelayIndex, &mut Relay)> {
-        self.relays.iter_mut().enumerate().map(|(i, relay)| (RelayIndex(i as u16), relay))
+        self.relays
+            .iter_mut()
+            .enumerate()
+            .map(|(i, relay)| (RelayIndex(i as u16), relay))
     }
 
     /// The relays that are connected now.
     pub(super) fn online(&self) -> impl Iterator<Item = (RelayIndex, ConnectionId)> {
-        self.by_connection.iter().map(|(&connection, &index)| (index, connection))
+        self.by_connection
+            .iter()
+            .map(|(&connection, &index)| (index, connection))
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.relays.iter().map(|relay| relay.saved.name.clone()).collect()
+        self.relays
+            .iter()
+            .map(|relay| relay.saved.name.clone())
+            .collect()
     }
 
     pub(super) fn to_saved(&self) -> Vec<SavedRelay> {
-        self.relays.iter().map(|relay| relay.saved.clone()).collect()
+        self.relays
+            .iter()
+            .map(|relay| relay.saved.clone())
+            .collect()
     }
 
     fn add(&mut self, saved: SavedRelay) -> RelayIndex {
@@ -207,9 +226,14 @@ impl Relay {
 
 /// What the relay says of itself, if it is fit to be stored and told to others.
 fn checked(register: &Register) -> Result<SavedRelay, String> {
-    for (what, text) in [("region", &register.region), ("software", &register.software)] {
+    for (what, text) in [
+        ("region", &register.region),
+        ("software", &register.software),
+    ] {
         if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
-            return Err(format!("{what} must be at most {MAX_TEXT} bytes that print"));
+            return Err(format!(
+                "{what} must be at most {MAX_TEXT} bytes that print"
+            ));
         }
     }
     for (what, addresses) in [
@@ -217,7 +241,9 @@ fn checked(register: &Register) -> Result<SavedRelay, String> {
         ("link", &register.link_addresses),
     ] {
         if addresses.len() > MAX_ADDRESSES {
-            return Err(format!("at most {MAX_ADDRESSES} {what} addresses are taken"));
+            return Err(format!(
+                "at most {MAX_ADDRESSES} {what} addresses are taken"
+            ));
         }
         for address in addresses {
             let parsed: SocketAddr = address

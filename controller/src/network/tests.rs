@@ -57,15 +57,21 @@ fn triangle() -> Vec<Vec<Option<u32>>> {
 impl World {
     fn new(delays: Vec<Vec<Option<u32>>>) -> Self {
         let n = delays.len();
-        let saved = SavedNetwork { epoch: 1, ..SavedNetwork::default() };
-        Self::with(delays, saved, NetworkConfig { expected_relays: Some(n), ..Default::default() })
+        let saved = SavedNetwork {
+            epoch: 1,
+            ..SavedNetwork::default()
+        };
+        Self::with(
+            delays,
+            saved,
+            NetworkConfig {
+                expected_relays: Some(n),
+                ..Default::default()
+            },
+        )
     }
 
-    fn with(
-        delays: Vec<Vec<Option<u32>>>,
-        saved: SavedNetwork,
-        config: NetworkConfig,
-    ) -> Self {
+    fn with(delays: Vec<Vec<Option<u32>>>, saved: SavedNetwork, config: NetworkConfig) -> Self {
         let mut keys = TokenKeys::default();
         keys.insert("k1", [1; 32]);
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -134,7 +140,8 @@ impl World {
     }
 
     fn say(&mut self, connection: ConnectionId, body: from_relay::Body) {
-        self.network.received(self.now, connection, RelayToController { body: Some(body) });
+        self.network
+            .received(self.now, connection, RelayToController { body: Some(body) });
         self.deliver();
     }
 
@@ -174,7 +181,10 @@ impl World {
         let report = LinkReport {
             sequence: fake.sequence,
             links,
-            load: Some(RelayLoad { draining: fake.draining, ..RelayLoad::default() }),
+            load: Some(RelayLoad {
+                draining: fake.draining,
+                ..RelayLoad::default()
+            }),
         };
         let connection = fake.connection.unwrap();
         self.say(connection, from_relay::Body::LinkReport(report));
@@ -213,8 +223,13 @@ impl World {
             }
             for action in actions {
                 match action {
-                    Action::Send { connection, message } => self.hear(connection, message),
-                    Action::Close { connection, code, .. } => {
+                    Action::Send {
+                        connection,
+                        message,
+                    } => self.hear(connection, message),
+                    Action::Close {
+                        connection, code, ..
+                    } => {
                         self.closed.push((connection, code));
                     }
                     Action::Save(saved) => self.saved.push(saved),
@@ -225,8 +240,10 @@ impl World {
     }
 
     fn hear(&mut self, connection: ConnectionId, message: ControllerToRelay) {
-        let fake =
-            self.relays.iter_mut().find(|fake| fake.connection == Some(connection));
+        let fake = self
+            .relays
+            .iter_mut()
+            .find(|fake| fake.connection == Some(connection));
         let Some(fake) = fake else { return };
         let mut answer = None;
         match message.body.unwrap() {
@@ -262,7 +279,8 @@ impl World {
         }
         if let Some(plan) = answer {
             let held = from_relay::Body::PlanHeld(PlanHeld { plan });
-            self.network.received(self.now, connection, RelayToController { body: Some(held) });
+            self.network
+                .received(self.now, connection, RelayToController { body: Some(held) });
         }
     }
 
@@ -320,7 +338,13 @@ fn packets_take_the_detour_as_soon_as_all_links_are_measured() {
         world.connect(place);
     }
     world.run(Duration::from_millis(600));
-    assert_eq!(world.activated, [PlanId { epoch: 1, number: 1 }]);
+    assert_eq!(
+        world.activated,
+        [PlanId {
+            epoch: 1,
+            number: 1
+        }]
+    );
     assert_eq!(world.walk(0, 2), Some(vec![0, 1, 2]));
     assert_eq!(world.walk(2, 0), Some(vec![2, 1, 0]));
     assert_eq!(world.walk(0, 1), Some(vec![0, 1]));
@@ -329,7 +353,10 @@ fn packets_take_the_detour_as_soon_as_all_links_are_measured() {
     assert_eq!(path.path, ["relay-0", "relay-1", "relay-2"]);
     let saved = path.direct_delay_ms.unwrap() - path.delay_ms.unwrap();
     assert!((saved - 70.0).abs() < 0.01, "{path:?}");
-    assert!((path.saved_ms.unwrap() - 69.9).abs() < 0.01, "one hop more: {path:?}");
+    assert!(
+        (path.saved_ms.unwrap() - 69.9).abs() < 0.01,
+        "one hop more: {path:?}"
+    );
 }
 
 #[test]
@@ -337,7 +364,14 @@ fn a_relay_is_greeted_in_order_and_others_hear_of_it() {
     let mut world = World::new(triangle());
     world.connect(0);
     assert_eq!(world.relays[0].heard, ["registered", "keys", "list"]);
-    assert_eq!((world.relays[0].index, world.relays[0].epoch, world.relays[0].keys), (0, 1, 1));
+    assert_eq!(
+        (
+            world.relays[0].index,
+            world.relays[0].epoch,
+            world.relays[0].keys
+        ),
+        (0, 1, 1)
+    );
     world.connect(1);
     let names: Vec<_> = world.relays[0]
         .list
@@ -354,7 +388,10 @@ fn who_comes_back_gets_the_plan_in_force_at_once() {
     world.disconnect(1);
     world.relays[1].heard.clear();
     world.connect(1);
-    assert_eq!(world.relays[1].heard[..5], ["registered", "keys", "list", "part", "activate"]);
+    assert_eq!(
+        world.relays[1].heard[..5],
+        ["registered", "keys", "list", "part", "activate"]
+    );
     assert_eq!(world.relays[1].active, world.network.active_plan());
 }
 
@@ -373,7 +410,10 @@ fn a_second_connection_of_the_same_relay_replaces_the_first() {
 fn relays_that_cannot_be_told_to_others_are_refused() {
     let mut world = World::new(triangle());
     let bad = [
-        Register { name: " x".into(), ..Register::default() },
+        Register {
+            name: " x".into(),
+            ..Register::default()
+        },
         Register {
             name: "a".into(),
             link_addresses: vec!["0.0.0.0:7444".into()],
@@ -384,12 +424,20 @@ fn relays_that_cannot_be_told_to_others_are_refused() {
             client_addresses: vec!["tokyo.example:1".into()],
             ..Register::default()
         },
-        Register { name: "a".into(), latitude: f64::NAN, ..Register::default() },
+        Register {
+            name: "a".into(),
+            latitude: f64::NAN,
+            ..Register::default()
+        },
     ];
     for (i, register) in bad.into_iter().enumerate() {
         let connection = ConnectionId(1_000 + i as u64);
         world.say(connection, from_relay::Body::Register(register));
-        assert_eq!(world.closed.pop(), Some((connection, CloseCode::Protocol)), "case {i}");
+        assert_eq!(
+            world.closed.pop(),
+            Some((connection, CloseCode::Protocol)),
+            "case {i}"
+        );
     }
     assert_eq!(world.network.relays(), []);
 }
@@ -398,7 +446,10 @@ fn relays_that_cannot_be_told_to_others_are_refused() {
 fn nothing_is_taken_from_a_connection_that_has_not_registered() {
     let mut world = World::new(triangle());
     let stranger = ConnectionId(77);
-    world.say(stranger, from_relay::Body::LinkReport(LinkReport::default()));
+    world.say(
+        stranger,
+        from_relay::Body::LinkReport(LinkReport::default()),
+    );
     assert_eq!(world.closed, [(stranger, CloseCode::Protocol)]);
 }
 
@@ -418,7 +469,10 @@ fn reports_that_come_twice_or_late_are_passed_over() {
         load: None,
     };
     world.say(connection, from_relay::Body::LinkReport(old));
-    assert_eq!(world.network.stats().reports_stale, before.reports_stale + 1);
+    assert_eq!(
+        world.network.stats().reports_stale,
+        before.reports_stale + 1
+    );
     world.run(Duration::from_millis(900));
     assert_eq!(world.walk(0, 2), Some(vec![0, 1, 2]));
 }
@@ -430,7 +484,11 @@ fn links_to_strangers_and_to_itself_are_ignored() {
     let report = LinkReport {
         sequence: world.relays[0].sequence,
         links: ["nobody", "relay-0"]
-            .map(|peer| LinkState { peer: peer.into(), uplink: 999, ..LinkState::default() })
+            .map(|peer| LinkState {
+                peer: peer.into(),
+                uplink: 999,
+                ..LinkState::default()
+            })
             .into(),
         load: None,
     };
@@ -487,7 +545,11 @@ fn a_dead_relay_is_planned_around_and_in_time_left_out() {
     world.run(Duration::from_secs(31));
     assert_eq!(members(&world), 3);
     let plan = world.network.plan_view().unwrap();
-    assert!(plan.reasons.iter().any(|reason| reason == "gone: relay-1"), "{:?}", plan.reasons);
+    assert!(
+        plan.reasons.iter().any(|reason| reason == "gone: relay-1"),
+        "{:?}",
+        plan.reasons
+    );
     assert_eq!(world.walk(0, 3), Some(vec![0, 3]));
 }
 
@@ -530,12 +592,22 @@ fn a_plan_comes_into_force_only_when_all_live_relays_hold_it() {
     let id = *world.relays[2].parts.keys().next_back().unwrap();
     let connection = world.relays[2].connection.unwrap();
     // Holding some other plan does not count.
-    for wrong in [PlanId { epoch: 9, ..id }, PlanId { number: id.number + 1, ..id }] {
-        let held = PlanHeld { plan: Some(wrong.into()) };
+    for wrong in [
+        PlanId { epoch: 9, ..id },
+        PlanId {
+            number: id.number + 1,
+            ..id
+        },
+    ] {
+        let held = PlanHeld {
+            plan: Some(wrong.into()),
+        };
         world.say(connection, from_relay::Body::PlanHeld(held));
         assert_eq!(world.activated, []);
     }
-    let held = PlanHeld { plan: Some(id.into()) };
+    let held = PlanHeld {
+        plan: Some(id.into()),
+    };
     world.say(connection, from_relay::Body::PlanHeld(held));
     assert_eq!(world.activated, [id]);
     assert_eq!(world.network.plan_view().unwrap().held_by.len(), 3);
@@ -552,7 +624,11 @@ fn a_relay_that_does_not_acknowledge_is_no_transit_until_it_does() {
     assert!(world.network.relays()[1].silent);
     let path = |world: &World| world.path(0, 2).path.len();
     assert_eq!(path(&world), 2, "not over the silent one");
-    assert_eq!(world.network.stats().plan_timeouts, 1, "it is waited for once");
+    assert_eq!(
+        world.network.stats().plan_timeouts,
+        1,
+        "it is waited for once"
+    );
 
     world.relays[1].acknowledges = true;
     world.disconnect(1);
@@ -592,11 +668,19 @@ fn a_failure_during_distribution_replaces_the_plan_on_its_way() {
     assert!(newer > waiting);
     // The acknowledgement of the replaced one brings nothing into force.
     let connection = world.relays[2].connection.unwrap();
-    let held = |number| PlanHeld { plan: Some(PlanId { epoch: 1, number }.into()) };
+    let held = |number| PlanHeld {
+        plan: Some(PlanId { epoch: 1, number }.into()),
+    };
     world.say(connection, from_relay::Body::PlanHeld(held(waiting)));
     assert_eq!(world.network.stats().plans_activated, 1);
     world.say(connection, from_relay::Body::PlanHeld(held(newer)));
-    assert_eq!(world.network.active_plan(), Some(PlanId { epoch: 1, number: newer }));
+    assert_eq!(
+        world.network.active_plan(),
+        Some(PlanId {
+            epoch: 1,
+            number: newer
+        })
+    );
     assert_eq!(world.walk(0, 1), Some(vec![0, 2, 1]));
 }
 
@@ -616,8 +700,12 @@ fn a_draining_relay_is_no_transit_but_still_a_destination() {
         world.run(20 * MS);
         assert_eq!(world.walk(0, 2), Some(vec![0, 2]));
         assert_eq!(world.walk(0, 1), Some(vec![0, 1]));
-        let edges: Vec<_> =
-            world.network.edges().into_iter().map(|edge| edge.name).collect();
+        let edges: Vec<_> = world
+            .network
+            .edges()
+            .into_iter()
+            .map(|edge| edge.name)
+            .collect();
         assert_eq!(edges, ["relay-0", "relay-2"]);
         let list = world.relays[0].list.as_ref().unwrap();
         assert!(list.relays[1].draining);
@@ -627,7 +715,10 @@ fn a_draining_relay_is_no_transit_but_still_a_destination() {
 #[test]
 fn after_a_restart_indices_stay_and_plans_continue_in_a_greater_epoch() {
     let mut world = World::running(triangle());
-    let saved = SavedNetwork { epoch: 2, ..world.saved.last().unwrap().clone() };
+    let saved = SavedNetwork {
+        epoch: 2,
+        ..world.saved.last().unwrap().clone()
+    };
     let mut fresh = World::with(triangle(), saved, NetworkConfig::default());
     for place in [2, 0] {
         fresh.relays[place].parts = std::mem::take(&mut world.relays[place].parts);
@@ -638,7 +729,13 @@ fn after_a_restart_indices_stay_and_plans_continue_in_a_greater_epoch() {
     // Nobody is told that relay-1, which is not back yet, is gone.
     assert_eq!(fresh.relays[0].list.as_ref().unwrap().relays.len(), 3);
     fresh.run(Duration::from_secs(2));
-    assert_eq!(fresh.activated, [PlanId { epoch: 2, number: 1 }]);
+    assert_eq!(
+        fresh.activated,
+        [PlanId {
+            epoch: 2,
+            number: 1
+        }]
+    );
     // And the ways over it, which its peers vouch for, are used.
     assert_eq!(fresh.path(0, 2).path, ["relay-0", "relay-1", "relay-2"]);
     fresh.connect(1);
@@ -651,12 +748,22 @@ fn a_controller_that_has_lost_its_state_outdoes_the_plans_that_relays_hold() {
     let mut world = World::new(triangle());
     world.connect(0);
     world.connect(1);
-    world.relays[2]
-        .parts
-        .insert(PlanId { epoch: 7, number: 3 }, PlanPart::default());
+    world.relays[2].parts.insert(
+        PlanId {
+            epoch: 7,
+            number: 3,
+        },
+        PlanPart::default(),
+    );
     world.connect(2);
     world.run(Duration::from_secs(1));
-    assert_eq!(world.activated.last(), Some(&PlanId { epoch: 8, number: 1 }));
+    assert_eq!(
+        world.activated.last(),
+        Some(&PlanId {
+            epoch: 8,
+            number: 1
+        })
+    );
     assert_eq!(world.saved.last().unwrap().epoch, 8);
 }
 
@@ -708,7 +815,10 @@ fn token_keys_go_to_all_relays_when_they_change() {
     world.deliver();
     assert!(world.relays.iter().all(|fake| fake.keys == 2));
     world.network.set_token_keys(keys);
-    assert!(world.network.take_actions().is_empty(), "nothing new, nothing sent");
+    assert!(
+        world.network.take_actions().is_empty(),
+        "nothing new, nothing sent"
+    );
 }
 
 #[test]
@@ -716,32 +826,63 @@ fn backups_name_a_way_that_avoids_the_next_hop() {
     let world = World::running(triangle());
     let fake = &world.relays[0];
     let part = &fake.parts[&fake.active.unwrap()];
-    let backup = part.profiles[0].backups.iter().find(|backup| backup.destination == 2).unwrap();
+    let backup = part.profiles[0]
+        .backups
+        .iter()
+        .find(|backup| backup.destination == 2)
+        .unwrap();
     assert_eq!(backup.relays, [1, 2], "by way of relay-1, else directly");
     let tree = &part.profiles[0].trees[0];
     assert_eq!(tree.next_hop, [0, 1, 1]);
     assert_eq!(tree.cost_us[0], 0);
-    assert!(part.profiles[0].backups.iter().all(|backup| backup.destination != 0));
+    assert!(
+        part.profiles[0]
+            .backups
+            .iter()
+            .all(|backup| backup.destination != 0)
+    );
 }
 
 #[test]
 fn an_unknown_name_is_answered_with_those_there_are() {
     let world = World::running(triangle());
-    let error = world.network.path(world.now, "relay-9", "relay-1").unwrap_err();
+    let error = world
+        .network
+        .path(world.now, "relay-9", "relay-1")
+        .unwrap_err();
     assert!(matches!(&error, PathError::UnknownRelay { candidates, .. } if candidates.len() == 3));
     assert!(error.to_string().contains("relay-9") && error.to_string().contains("relay-2"));
-    let error = world.network.path(world.now, "relay", "relay-1").unwrap_err();
+    let error = world
+        .network
+        .path(world.now, "relay", "relay-1")
+        .unwrap_err();
     assert!(matches!(error, PathError::Ambiguous { .. }));
-    assert_eq!(world.network.path(world.now, "Y-2", "RELAY-1").unwrap().path, ["relay-2", "relay-1"]);
     assert_eq!(
-        World::new(triangle()).network.path(Duration::ZERO, "a", "b"),
-        Err(PathError::UnknownRelay { name: "a".into(), candidates: vec![] })
+        world
+            .network
+            .path(world.now, "Y-2", "RELAY-1")
+            .unwrap()
+            .path,
+        ["relay-2", "relay-1"]
+    );
+    assert_eq!(
+        World::new(triangle())
+            .network
+            .path(Duration::ZERO, "a", "b"),
+        Err(PathError::UnknownRelay {
+            name: "a".into(),
+            candidates: vec![]
+        })
     );
 }
 
 #[test]
 fn a_relay_by_itself_is_a_network_too() {
-    let mut world = World::with(triangle(), SavedNetwork::default(), NetworkConfig::default());
+    let mut world = World::with(
+        triangle(),
+        SavedNetwork::default(),
+        NetworkConfig::default(),
+    );
     world.connect(0);
     world.run(Duration::from_secs(2));
     assert_eq!(world.relays[0].active, world.network.active_plan());

@@ -205,7 +205,10 @@ pub enum PathError {
         candidates: Vec<String>,
     },
     /// Several relays fit.
-    #[error("`{name}` could be any of: {}; give more of the name", listed(candidates))]
+    #[error(
+        "`{name}` could be any of: {}; give more of the name",
+        listed(candidates)
+    )]
     Ambiguous {
         /// What was asked for.
         name: String,
@@ -276,7 +279,9 @@ impl Network {
         let names = self.registry.names();
         let n = names.len();
         fn rows<T>(n: usize, cell: impl Fn(usize, usize) -> T) -> Vec<Vec<T>> {
-            (0..n).map(|i| (0..n).map(|j| cell(i, j)).collect()).collect()
+            (0..n)
+                .map(|i| (0..n).map(|j| cell(i, j)).collect())
+                .collect()
         }
         let link = |i: usize, j: usize| matrix.get(i, j);
         MatrixView {
@@ -284,7 +289,9 @@ impl Network {
             rtt_ms: rows(n, |i, j| link(i, j).and_then(|link| link.rtt_ms)),
             loss: rows(n, |i, j| link(i, j).and_then(loss_of)),
             cost_ms: rows(n, |i, j| link(i, j).and_then(cost_of)),
-            state: rows(n, |i, j| link(i, j).map_or("unknown", |link| word(link.usable))),
+            state: rows(n, |i, j| {
+                link(i, j).map_or("unknown", |link| word(link.usable))
+            }),
             names,
         }
     }
@@ -293,8 +300,17 @@ impl Network {
     #[must_use]
     pub fn plan_view(&self) -> Option<PlanView> {
         let plan = self.active.as_ref()?;
-        let name = |index: usize| self.registry.get(RelayIndex(index as u16)).name().to_owned();
-        let members: Vec<usize> = plan.members.iter().map(|info| info.index as usize).collect();
+        let name = |index: usize| {
+            self.registry
+                .get(RelayIndex(index as u16))
+                .name()
+                .to_owned()
+        };
+        let members: Vec<usize> = plan
+            .members
+            .iter()
+            .map(|info| info.index as usize)
+            .collect();
         let next_hops = members
             .iter()
             .map(|&to| {
@@ -314,7 +330,11 @@ impl Network {
                 .map(|at| at.saturating_sub(plan.made_at).as_millis() as u64),
             reasons: plan.reasons.clone(),
             next_hops,
-            held_by: plan.held_by.iter().map(|index| name(index.as_usize())).collect(),
+            held_by: plan
+                .held_by
+                .iter()
+                .map(|index| name(index.as_usize()))
+                .collect(),
             on_its_way: self.on_its_way.as_ref().map(|coming| coming.plan.id.number),
         })
     }
@@ -350,7 +370,12 @@ impl Network {
         from: RelayIndex,
         to: RelayIndex,
     ) -> Result<PathView, PathError> {
-        let name = |index: usize| self.registry.get(RelayIndex(index as u16)).name().to_owned();
+        let name = |index: usize| {
+            self.registry
+                .get(RelayIndex(index as u16))
+                .name()
+                .to_owned()
+        };
         let (a, b) = (from.as_usize(), to.as_usize());
         let path = plan.path(from, to).ok_or_else(|| PathError::NoWay {
             plan: plan.id.to_string(),
@@ -360,7 +385,9 @@ impl Network {
         let matrix = self.present_matrix(now);
         let hops = || path.windows(2).map(|hop| (hop[0], hop[1]));
         let sum = |of: fn(&Measured) -> Option<f64>| {
-            hops().map(|(i, j)| matrix.get(i, j).and_then(of)).sum::<Option<f64>>()
+            hops()
+                .map(|(i, j)| matrix.get(i, j).and_then(of))
+                .sum::<Option<f64>>()
         };
         let direct = matrix.get(a, b);
         let cost_ms = sum(cost_of);
@@ -371,7 +398,9 @@ impl Network {
             path: path.iter().map(|&index| name(index)).collect(),
             cost_ms,
             direct_cost_ms,
-            saved_ms: direct_cost_ms.zip(cost_ms).map(|(direct, cost)| direct - cost),
+            saved_ms: direct_cost_ms
+                .zip(cost_ms)
+                .map(|(direct, cost)| direct - cost),
             delay_ms: sum(delay_of),
             direct_delay_ms: direct.and_then(delay_of),
             plan: plan.id.to_string(),
@@ -423,7 +452,9 @@ impl Network {
     }
 
     fn unix(&self, at: Duration) -> Duration {
-        (self.wall_start + at).duration_since(UNIX_EPOCH).unwrap_or_default()
+        (self.wall_start + at)
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
     }
 
     /// What time it was when the monotonic clock showed 0.

@@ -1,0 +1,155 @@
+//! The HTTP API, asked without a network.
+
+mod support;
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use support::{controller, keys, world};
+use tower::ServiceExt as _;
+use tradewind_controller::{AdminAccess, Controller};
+use tradewind_wan::run_virtual;
+
+/// Asks a controller without relays.
+fn ask(admin: AdminAccess, request: Request<Body>) -> (StatusCode, Value) {
+    run_virtual(1, |wan| async move {
+        let hosts = world(&wan);
+        let controller: Controller = controller(&hosts[1], &keys(&hosts[1]), admin);
+        answer(controller.api(), request).await
+    })
+}
+
+async fn answer(api: Router, request: Request<Body>) -> (StatusCode, Value) {
+    let response = api.oneshot(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+fn get(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).unwrap()
+}
+
+fn post(authorization: Option<&str>, body: &str) -> Request<Body> {
+    let mut request = Request::post("/v1/enrol-tokens").header("content-type", "application/json");
+    if let Some(authorization) = authorization {
+        request = request.header("authorization", authorization);
+    }
+    request.body(Body::from(body.to_owned())).unwrap()
+}
+
+fn closed(request: Request<Body>) -> (StatusCode, Value) {
+    ask(AdminAccess::Closed, request)
+}
+
+#[test]
+fn an_empty_network_is_shown_as_empty() {
+    assert_eq!(
+        closed(get("/v1/relays")),
+        (StatusCode::OK, json!({"relays": []}))
+    );
+    assert_eq!(
+        closed(get("/v1/edges")),
+        (StatusCode::OK, json!({"edges": []}))
+    );
+    let (status, matrix) = closed(get("/v1/matrix"));
+    assert_eq!((status, &matrix["names"]), (StatusCode::OK, &json!([])));
+    let (status, version) = closed(get("/v1/version"));
+    assert_eq!(
+        (status, &version["name"]),
+        (StatusCode::OK, &json!("tradewind-controller"))
+    );
+}
+
+#[test]
+fn what_cannot_be_answered_is_an_error_in_json() {
+    for (path, status, word) in [
+        ("/v1/plan", StatusCode::SERVICE_UNAVAILABLE, "no plan"),
+        ("/v1/path", StatusCode::BAD_REQUEST, "`from`"),
+        ("/v1/path?from=a", StatusCode::BAD_REQUEST, "`to`"),
+        ("/v1/path?from=tokyo&to=b", StatusCode::NOT_FOUND, "`tokyo`"),
+        ("/v1/nonsense", StatusCode::NOT_FOUND, "/v1/relays"),
+        ("/v1/enrol-tokens", StatusCode::METHOD_NOT_ALLOWED, "POST"),
+    ] {
+        let (found, body) = closed(get(path));
+        assert_eq!(found, status, "{path}");
+        let error = body["error"].as_str().unwrap();
+        assert!(error.contains(word), "{path}: {error}");
+    }
+}
+
+#[test]
+fn enrolment_tokens_are_made_for_those_who_show_the_secret_only() {
+    let secret = || AdminAccess::Secret("open sesame".into());
+    assert_eq!(
+        closed(post(Some("Bearer open sesame"), "{}")).0,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(ask(secret(), post(None, "{}")).0, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        ask(secret(), post(Some("Bearer open"), "{}")).0,
+        StatusCode::UNAUTHORIZED
+    );
+    let (status, body) = ask(
+        secret(),
+        post(Some("Bearer open sesame"), "{\"relay\": \"tokyo-1\"}"),
+    );
+    assert_eq!(status, StatusCode::CREATED);
+    assert!(body["token"].as_str().unwrap().starts_with("twe1-"));
+    assert_eq!(body["expires_in_s"], 3_600);
+    assert_eq!(
+        ask(AdminAccess::Open, post(None, "{}")).0,
+        StatusCode::CREATED
+    );
+}
+
+#[test]
+fn bad_requests_for_tokens_say_what_is_wrong() {
+    for (body, word) in [
+        ("", "EOF"),
+        ("{\"realy\": \"x\"}", "relay"),
+        ("{\"relay\": \" x\"}", "name"),
+        ("{\"lifetime_s\": 0}", "lifetime_s"),
+    ] {
+        let (status, answer) = ask(AdminAccess::Open, post(None, body));
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains(word), "{body}: {error}");
+    }
+    // A page in a browser cannot say that its form is JSON.
+    let form = Request::post("/v1/enrol-tokens")
+        .body(Body::from("{}"))
+        .unwrap();
+    assert_eq!(
+        ask(AdminAccess::Open, form).0,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE
+    );
+}
+
+#[test]
+fn metrics_are_named_and_helped_as_promtool_wants() {
+    let text = run_virtual(1, |wan| async move {
+        let hosts = world(&wan);
+        let controller = controller(&hosts[1], &keys(&hosts[1]), AdminAccess::Closed);
+        let registry = tradewind_controller::metrics::registry(&controller, "1", "c").unwrap();
+        let encoder = prometheus::TextEncoder::new();
+        encoder.encode_to_string(&registry.gather()).unwrap()
+    });
+    let mut families = 0;
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        families += 1;
+        let (name, kind) = line.split_once(' ').unwrap();
+        assert!(name.starts_with("tradewind_controller_"), "{name}");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+    }
+    assert!(families > 12, "{text}");
+    assert!(
+        text.contains("tradewind_controller_relays{state=\"online\"} 0\n"),
+        "{text}"
+    );
+}
