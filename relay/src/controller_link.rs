@@ -65,6 +65,8 @@ pub(crate) struct ControlTask {
     pub(crate) draining: watch::Receiver<bool>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Number of the last link report; they count on over reconnections.
+    pub(crate) last_report: u64,
 }
 
 /// Why the controller is not connected (any more).
@@ -169,7 +171,6 @@ impl ControlTask {
         write(&mut send, relay_to_controller::Body::Register(register)).await?;
 
         let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
-        let mut report = 0;
         let mut leaving_told = false;
         loop {
             tokio::select! {
@@ -188,9 +189,9 @@ impl ControlTask {
                     let Some(News::Links { links, sessions }) = news else {
                         return Ok(());
                     };
-                    report += 1;
+                    self.last_report += 1;
                     let body = relay_to_controller::Body::LinkReport(LinkReport {
-                        sequence: report,
+                        sequence: self.last_report,
                         links,
                         load: Some(RelayLoad {
                             sessions: u32::try_from(sessions).unwrap_or(u32::MAX),

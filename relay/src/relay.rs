@@ -177,6 +177,7 @@ impl Relay {
             draining: draining_seen,
             status: status_sender,
             metrics: metrics.clone(),
+            last_report: 0,
         };
         host.spawn(control.run());
         Ok(Self {

@@ -66,8 +66,10 @@ pub(super) struct Conn {
     pub(super) timer: Option<Instant>,
     /// Waits to be driven and to send.
     pub(super) dirty: bool,
-    /// Established, and not lost.
+    /// Established, and not over.
     pub(super) alive: bool,
+    /// What belonged to it has been cleaned up.
+    pub(super) over: bool,
     readers: FxHashMap<StreamId, Reader>,
     control_stream: Option<StreamId>,
     control: VecDeque<Bytes>,
@@ -112,6 +114,7 @@ impl Conn {
             timer: None,
             dirty: false,
             alive: false,
+            over: false,
             readers: FxHashMap::default(),
             control_stream: None,
             control: VecDeque::new(),

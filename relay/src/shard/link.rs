@@ -280,8 +280,6 @@ impl Shard {
         });
         if late {
             self.close(key, CloseCode::Timeout, "no hello in time", now);
-            // A handshake that never completed ends without an event.
-            self.connection_over(key, now);
         }
     }
 

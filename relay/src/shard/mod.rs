@@ -775,6 +775,9 @@ impl Shard {
         let Some(conn) = self.conn_mut(key) else {
             return;
         };
+        if std::mem::replace(&mut conn.over, true) {
+            return;
+        }
         let was_alive = std::mem::replace(&mut conn.alive, false);
         for _ in conn.queue.drain() {
             metrics.count_drop(DropReason::ConnectionClosed);
