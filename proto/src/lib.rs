@@ -10,6 +10,7 @@ pub mod control;
 mod drop_reason;
 mod frame;
 mod ids;
+pub mod lane;
 pub mod packet;
 pub mod token;
 
