@@ -17,8 +17,8 @@ use tradewind_service::{
 };
 use tradewind_trust::{Claims, Roots, TokenSigner};
 
-/// Where a development controller serves its API.
-pub(crate) const DEV_CONTROLLER: &str = "http://127.0.0.1:7401";
+/// Where a controller serves its API on its own machine, unless told otherwise.
+const LOCAL_CONTROLLER: &str = "http://127.0.0.1:7401";
 /// Where a development network keeps its keys, seen from the working directory.
 pub(crate) const DEV_DIR: &str = ".tradewind-dev";
 const DEV_USER: &str = "cli";
@@ -41,7 +41,8 @@ pub(crate) struct DevArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Controller")]
 pub(crate) struct ControllerArgs {
-    /// URL of the controller's HTTP API, like https://controller.example.org:7401.
+    /// URL of the controller's HTTP API, like https://controller.example.org:7401 [where it is
+    /// asked, by default: http://127.0.0.1:7401].
     #[arg(long, env = "TRADEWIND_CONTROLLER", value_name = "URL")]
     pub(crate) controller: Option<String>,
     /// Certificates of the deployment's authority (`ca.pem`).
@@ -128,7 +129,7 @@ impl ControllerArgs {
     pub(crate) fn url(&self) -> Option<&str> {
         match &self.controller {
             Some(url) => Some(url.trim_end_matches('/')),
-            None => self.dev.dev.then_some(DEV_CONTROLLER),
+            None => self.dev.dev.then_some(LOCAL_CONTROLLER),
         }
     }
 
@@ -144,13 +145,9 @@ impl ControllerArgs {
         }
     }
 
-    /// Access to the API.
+    /// Access to the API: without any word of where it is, that of this machine's controller.
     pub(crate) fn api(&self) -> anyhow::Result<super::http::Api> {
-        let url = self.url().ok_or_else(|| {
-            UsageError::new(
-                "no controller is named: give --controller URL (or TRADEWIND_CONTROLLER), or --dev",
-            )
-        })?;
+        let url = self.url().unwrap_or(LOCAL_CONTROLLER);
         super::http::Api::new(url, self.roots()?.as_ref())
     }
 }

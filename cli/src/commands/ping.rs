@@ -43,9 +43,10 @@ pub(crate) async fn run(args: PingArgs) -> anyhow::Result<()> {
     client.close().await;
     let (is_relay, reports, lost) = result?;
     // Names are a convenience: without the controller there are indices.
-    let names = match args.connect.controller.api() {
-        Ok(api) => api.relay_names().await.unwrap_or_default(),
-        Err(_) => BTreeMap::new(),
+    let controller = &args.connect.controller;
+    let names = match controller.url().and_then(|_| controller.api().ok()) {
+        Some(api) => api.relay_names().await.unwrap_or_default(),
+        None => BTreeMap::new(),
     };
     let report = Report {
         args: &args,
