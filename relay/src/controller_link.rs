@@ -186,7 +186,7 @@ impl ControlTask {
                     }
                 }
                 news = self.news.recv() => {
-                    let Some(News::Links { links, sessions }) = news else {
+                    let Some(News::Links { links, sessions, busy_permille }) = news else {
                         return Ok(());
                     };
                     self.last_report += 1;
@@ -195,7 +195,7 @@ impl ControlTask {
                         links,
                         load: Some(RelayLoad {
                             sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
-                            busy_permille: 0,
+                            busy_permille,
                             draining: *self.draining.borrow(),
                         }),
                     });

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -31,6 +32,33 @@ pub(crate) struct Driver {
     pub(crate) sockets: [Socket; 2],
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) news: mpsc::Sender<News>,
+    pub(crate) busy: Busy,
+}
+
+/// How busy the shard is: the share of the time that it does not wait, by the host's clock.
+#[derive(Debug)]
+pub(crate) struct Busy {
+    since: Instant,
+    worked: Duration,
+}
+
+impl Busy {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            worked: Duration::ZERO,
+        }
+    }
+
+    /// The share since the last call, parts per thousand.
+    fn take_permille(&mut self, now: Instant) -> u32 {
+        let passed = now.saturating_duration_since(self.since);
+        let worked = std::mem::take(&mut self.worked);
+        self.since = now;
+        (worked.as_micros() * 1_000)
+            .checked_div(passed.as_micros())
+            .map_or(0, |permille| permille.min(1_000) as u32)
+    }
 }
 
 /// One UDP port.
@@ -149,7 +177,15 @@ impl Driver {
         poll_fn(|cx| self.turn(cx, timer.as_mut())).await;
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut dyn AsyncTimer>) -> Poll<()> {
+    fn turn(&mut self, cx: &mut Context<'_>, timer: Pin<&mut dyn AsyncTimer>) -> Poll<()> {
+        let begun = self.host.now();
+        let result = self.work(cx, timer);
+        self.busy.worked += self.host.now().saturating_duration_since(begun);
+        result
+    }
+
+    /// Works until there is nothing to do but wait.
+    fn work(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut dyn AsyncTimer>) -> Poll<()> {
         loop {
             let mut progress = false;
             for socket in &mut self.sockets {
@@ -186,7 +222,9 @@ impl Driver {
                 );
                 progress |= sockets.iter().any(|socket| socket.held.is_some());
             }
-            while let Some(news) = self.shard.next_news() {
+            while let Some(mut news) = self.shard.next_news() {
+                let News::Links { busy_permille, .. } = &mut news;
+                *busy_permille = self.busy.take_permille(self.host.now());
                 // When the control task is that far behind, it gets the next one.
                 let _ = self.news.try_send(news);
             }

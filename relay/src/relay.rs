@@ -19,7 +19,7 @@ use crate::{
     controller_link::{ControlTask, Introduction, Status},
     debug::{LinkView, PlanView},
     directory::Directory,
-    driver::{Driver, Socket},
+    driver::{Busy, Driver, Socket},
     metrics::Metrics,
     shard::{Command, Inspection, Limits, News, Port, Shard, ShardConfig},
     store::Store,
@@ -375,6 +375,7 @@ impl ShardStart {
         };
         let shard = Shard::new(config, host.now(), host.wall_clock());
         let driver = Driver {
+            busy: Busy::new(host.now()),
             host,
             shard,
             sockets: [client, link],

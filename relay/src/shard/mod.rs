@@ -162,6 +162,8 @@ pub(crate) enum News {
     Links {
         links: Vec<control::LinkState>,
         sessions: usize,
+        /// Filled in by the driver, which knows when it waits. Parts per thousand.
+        busy_permille: u32,
     },
 }
 
@@ -756,7 +758,11 @@ impl Shard {
             .sum();
         self.metrics.queue_packets.set(queued as i64);
         let sessions = self.sessions;
-        self.news.push_back(News::Links { links, sessions });
+        self.news.push_back(News::Links {
+            links,
+            sessions,
+            busy_permille: 0,
+        });
     }
 
     /// Closes a connection. What belongs to it ends at once.
