@@ -25,6 +25,9 @@ use crate::shard::{Command, News, Port, PortTraits, Shard};
 /// Batches taken from one socket before anything else gets its turn.
 const BATCHES_PER_TURN: usize = 4;
 
+/// Shortest time that a share of it says anything.
+const BUSY_WINDOW: Duration = Duration::from_millis(900);
+
 /// A shard with its sockets.
 pub(crate) struct Driver {
     pub(crate) host: Arc<dyn Host>,
@@ -40,6 +43,7 @@ pub(crate) struct Driver {
 pub(crate) struct Busy {
     since: Instant,
     worked: Duration,
+    permille: u32,
 }
 
 impl Busy {
@@ -47,17 +51,20 @@ impl Busy {
         Self {
             since: now,
             worked: Duration::ZERO,
+            permille: 0,
         }
     }
 
-    /// The share since the last call, parts per thousand.
-    fn take_permille(&mut self, now: Instant) -> u32 {
+    /// The share over the last second or so, parts per thousand.
+    fn permille(&mut self, now: Instant) -> u32 {
         let passed = now.saturating_duration_since(self.since);
-        let worked = std::mem::take(&mut self.worked);
-        self.since = now;
-        (worked.as_micros() * 1_000)
-            .checked_div(passed.as_micros())
-            .map_or(0, |permille| permille.min(1_000) as u32)
+        if passed >= BUSY_WINDOW {
+            let worked = std::mem::take(&mut self.worked);
+            self.since = now;
+            let share = worked.as_secs_f64() / passed.as_secs_f64();
+            self.permille = (share * 1_000.0).min(1_000.0) as u32;
+        }
+        self.permille
     }
 }
 
@@ -224,7 +231,7 @@ impl Driver {
             }
             while let Some(mut news) = self.shard.next_news() {
                 let News::Links { busy_permille, .. } = &mut news;
-                *busy_permille = self.busy.take_permille(self.host.now());
+                *busy_permille = self.busy.permille(self.host.now());
                 // When the control task is that far behind, it gets the next one.
                 let _ = self.news.try_send(news);
             }
