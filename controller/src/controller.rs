@@ -222,7 +222,6 @@ impl Controller {
     }
 
     /// The HTTP API: `/v1/…`.
-    #[must_use]
     pub fn api(&self) -> axum::Router {
         crate::http::router(self.clone())
     }

@@ -1,5 +1,7 @@
 //! The HTTP API, asked without a network.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
 mod support;
 
 use axum::{

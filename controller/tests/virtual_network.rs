@@ -1,5 +1,7 @@
 //! The whole controller over an emulated network in virtual time: enrolment, registration, plans.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
 mod support;
 
 use std::{
@@ -45,16 +47,17 @@ fn first_plan(seed: u64) -> (Duration, u64) {
         let taken = wan.network_time();
         wan.sleep(Duration::from_secs(1)).await;
 
-        let active = Some(PlanId {
+        let first = PlanId {
             epoch: 1,
             number: 1,
-        });
+        };
+        let active = Some(first);
         assert_eq!(controller.active_plan(), active);
         assert_eq!(controller.plans_activated(), 1);
         for heard in &heard {
             let heard = heard.lock().unwrap();
             assert_eq!(heard.active, active);
-            assert!(heard.parts.contains_key(&active.unwrap()));
+            assert!(heard.parts.contains_key(&first));
         }
         let path = controller.path("Perth", "Vladivostok").unwrap();
         assert_eq!(path.path, ["Perth", "Hong Kong", "Vladivostok"]);
