@@ -53,6 +53,9 @@ pub(crate) struct CreateArgs {
     /// How long it holds, from now.
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     ttl: HumanDuration,
+    /// When it ends, Unix seconds, instead of --ttl.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "ttl")]
+    expires: Option<u64>,
     /// Groups to send to and receive from; `*` is all.
     #[arg(long, value_delimiter = ',', value_name = "GROUP")]
     groups: Vec<String>,
@@ -116,9 +119,12 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
         signer = signer.with_kid(kid);
     }
     let iat = unix_seconds(now());
-    let exp = iat
-        .checked_add(args.ttl.0.as_secs())
-        .ok_or_else(|| UsageError::new("--ttl is too long"))?;
+    let exp = match args.expires {
+        Some(at) => at,
+        None => iat
+            .checked_add(args.ttl.0.as_secs())
+            .ok_or_else(|| UsageError::new("--ttl is too long"))?,
+    };
     let both = |own: Vec<String>| args.groups.iter().cloned().chain(own).collect();
     let claims = Claims {
         app: args.app,

@@ -1,0 +1,41 @@
+# Everyday commands. `just` lists them; `.ci/run` runs what CI runs, and these are its steps.
+
+default:
+    @just --list
+
+# Reformat everything
+fmt:
+    cargo fmt --all
+
+# Everything below, as CI does it
+ci:
+    .ci/run
+
+# Lint; warnings are errors
+clippy:
+    .ci/run clippy
+
+# Unit, property and whole-network tests
+test:
+    .ci/run test
+
+# API documentation; broken links are errors
+docs:
+    .ci/run docs
+
+# Licences, sources, banned and doubled crates, advisories
+deny:
+    CI_ADVISORIES=1 .ci/run deny
+
+# Real processes on loopback: what must work, what must fail, and how it says so
+smoke:
+    .ci/run build smoke
+
+# What a relay costs, beside bare sockets
+bench *ARGS:
+    cargo build --release --workspace
+    target/release/tradewind-bench relay-delay {{ARGS}}
+
+# A whole network on this machine
+lab *ARGS:
+    cargo run --release -- lab {{ARGS}}
