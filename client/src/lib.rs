@@ -2,9 +2,15 @@
 
 mod client;
 mod config;
+mod connect;
+mod core;
+mod discover;
 mod error;
 mod event;
 mod flow;
+mod inbox;
+mod session;
+mod shared;
 
 pub use client::{Client, Receipt};
 pub use config::{

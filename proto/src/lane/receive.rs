@@ -204,6 +204,12 @@ impl ReceiveLane {
         self.ack_at
     }
 
+    /// Whether a message waits to be refused by [`poll_transmit`](Self::poll_transmit).
+    #[must_use]
+    pub const fn must_refuse(&self) -> bool {
+        self.refuse.is_some()
+    }
+
     /// Segments that came again and were removed, so far.
     #[must_use]
     pub const fn duplicates(&self) -> u64 {

@@ -1,0 +1,94 @@
+//! What waits for the application.
+
+use std::collections::VecDeque;
+
+use crate::{Event, Media, Message, State};
+
+/// Bytes of messages that wait for the application, besides one message.
+const MESSAGE_BYTES: usize = 8 << 20;
+/// Changes of state that wait; beyond it the oldest is forgotten.
+const STATES: usize = 64;
+
+/// Bounded queues per kind, and the order among them.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    order: u64,
+    messages: VecDeque<(u64, Message)>,
+    message_bytes: usize,
+    message_limit: usize,
+    media: VecDeque<(u64, Media)>,
+    media_limit: usize,
+    states: VecDeque<(u64, State)>,
+}
+
+impl Inbox {
+    pub(crate) fn new(message_limit: usize, media_limit: usize) -> Self {
+        Self {
+            order: 0,
+            messages: VecDeque::new(),
+            message_bytes: 0,
+            message_limit: message_limit.max(1),
+            media: VecDeque::new(),
+            media_limit: media_limit.max(1),
+            states: VecDeque::new(),
+        }
+    }
+
+    /// Whether another message is taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.messages.len() < self.message_limit && self.message_bytes < MESSAGE_BYTES
+    }
+
+    pub(crate) fn push_message(&mut self, message: Message) {
+        self.message_bytes += message.payload.len();
+        self.messages.push_back((self.order, message));
+        self.order += 1;
+    }
+
+    /// Takes a media packet. `true` when the oldest one had to go.
+    #[must_use]
+    pub(crate) fn push_media(&mut self, media: Media) -> bool {
+        let full = self.media.len() >= self.media_limit;
+        if full {
+            self.media.pop_front();
+        }
+        self.media.push_back((self.order, media));
+        self.order += 1;
+        full
+    }
+
+    pub(crate) fn push_state(&mut self, state: State) {
+        if self.states.len() >= STATES {
+            self.states.pop_front();
+        }
+        self.states.push_back((self.order, state));
+        self.order += 1;
+    }
+
+    /// What came first of all.
+    pub(crate) fn pop(&mut self) -> Option<Event> {
+        let order = |order: Option<u64>| order.unwrap_or(u64::MAX);
+        let message = order(self.messages.front().map(|(order, _)| *order));
+        let media = order(self.media.front().map(|(order, _)| *order));
+        let state = order(self.states.front().map(|(order, _)| *order));
+        if message < media.min(state) {
+            self.pop_message().map(Event::Message)
+        } else if media < state {
+            self.pop_media().map(Event::Media)
+        } else {
+            self.states
+                .pop_front()
+                .map(|(_, state)| Event::State(state))
+        }
+    }
+
+    pub(crate) fn pop_message(&mut self) -> Option<Message> {
+        let (_, message) = self.messages.pop_front()?;
+        self.message_bytes -= message.payload.len();
+        Some(message)
+    }
+
+    pub(crate) fn pop_media(&mut self) -> Option<Media> {
+        self.media.pop_front().map(|(_, media)| media)
+    }
+}
