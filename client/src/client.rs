@@ -51,8 +51,8 @@ impl Drop for ClientHandle {
 }
 
 impl Client {
-    /// Finds the best edge and sets up a session there: handshakes with up to 4 edges at a time are
-    /// raced, and of those that complete at about the same time the lowest round trip wins.
+    /// Finds the best edge and sets up a session there: handshakes are raced, a little staggered, and
+    /// of those that complete within a moment after the first the lowest round trip wins.
     ///
     /// # Errors
     /// [`ConnectError`]; nothing is tried any more then. Once connected, a lost session is followed
@@ -111,7 +111,7 @@ impl Client {
         let shared = self.shared();
         let found = |found: Found| shared.with(|core, now| core.find_user(user, found, now));
         self.look_up(found).await?;
-        let name = shared.with(|core, _| core.count_flow(user, 1));
+        let name = shared.with(|core, now| core.count_flow(user, 1, now));
         let name = name.ok_or(LookupError::Offline)?;
         let id = shared.with(|core, _| core.new_flow());
         Ok(Flow::new(shared.clone(), name, None, class, id))
@@ -121,7 +121,7 @@ impl Client {
     #[must_use]
     pub fn reply_flow(&self, media: &Media) -> Flow {
         let shared = self.shared();
-        let name = shared.with(|core, _| core.count_flow(&media.from, 1));
+        let name = shared.with(|core, now| core.count_flow(&media.from, 1, now));
         let name = name.unwrap_or_else(|| media.from.clone());
         let id = shared.with(|core, _| core.new_flow());
         let direct = Some((media.session, media.handle));

@@ -20,12 +20,17 @@ use crate::{
     shared::{Either, Shared, either},
 };
 
-/// Handshakes under way at a time.
+/// Handshakes begun one right after the other.
 const RACERS: usize = 4;
 /// Candidates tried per attempt to connect.
 const MAX_CANDIDATES: usize = 32;
-/// Pause between the starts of two handshakes.
+/// Pause between their starts: enough that the first of equals has a head start.
 const STAGGER: Duration = Duration::from_millis(5);
+/// Pause before each further one, when those have not decided it: the order says nothing of
+/// distance, so the nearest may be among the last.
+const LATER_STAGGER: Duration = Duration::from_millis(15);
+/// An edge that is so near is not worth waiting for a nearer one.
+const NEAR: Duration = Duration::from_millis(10);
 /// How long better edges may come in after the first one.
 const MEASURING: Duration = Duration::from_millis(150);
 /// How long one handshake may take.
@@ -196,10 +201,15 @@ impl Connector {
         };
         loop {
             let now = host.now();
-            while started.len() < edges.len() && waiting.len() < RACERS && next_start <= now {
+            while started.len() < edges.len() && next_start <= now {
                 let index = started.len();
                 started.push(now);
-                next_start = now + STAGGER;
+                let stagger = if started.len() < RACERS {
+                    STAGGER
+                } else {
+                    LATER_STAGGER
+                };
+                next_start = now + stagger;
                 let edge = edges[index].clone();
                 let endpoint = match endpoint_for(shared, &mut endpoints, edge.address) {
                     Ok(endpoint) => endpoint,
@@ -225,7 +235,7 @@ impl Connector {
                 (Some(best), Some(first)) => {
                     // Whoever has taken longer by now cannot be much better.
                     let hopeless = best.mul_f64(1.25) + STAGGER;
-                    let open = !all_started
+                    let open = (!all_started && best > NEAR)
                         || waiting
                             .iter()
                             .any(|&index| now.saturating_duration_since(started[index]) < hopeless);
@@ -259,7 +269,7 @@ impl Connector {
             let mut wake = first_ready.map(|first| first + MEASURING);
             let mut earlier =
                 |at| wake = Some(wake.map_or(at, |wake: std::time::Instant| wake.min(at)));
-            if !all_started && waiting.len() < RACERS {
+            if !all_started {
                 earlier(next_start);
             }
             if let Some(best) = best {

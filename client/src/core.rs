@@ -89,6 +89,8 @@ struct Peer {
     lanes: BTreeMap<u32, SendEntry>,
     /// Open flows to it.
     flows: usize,
+    /// Whether one of them was used since its way was checked.
+    flow_used: bool,
     waiting: Vec<Found>,
     /// When it was found last.
     found_at: Option<Instant>,
@@ -103,6 +105,20 @@ enum Whereabouts {
     /// To be asked again at the lookup timer.
     AskLater,
     At(u32),
+    /// As `At`, and the question whether that still holds is open.
+    Checked {
+        handle: u32,
+        id: u32,
+    },
+}
+
+impl Whereabouts {
+    const fn handle(self) -> Option<u32> {
+        match self {
+            Self::At(handle) | Self::Checked { handle, .. } => Some(handle),
+            Self::Unknown | Self::Asked(_) | Self::AskLater => None,
+        }
+    }
 }
 
 struct SendEntry {
@@ -271,8 +287,13 @@ impl Core {
                 Timer::Lane(LaneKey::Send(user, lane)) => {
                     if let Some(entry) = self.send_entry(&user, lane) {
                         entry.timer = None;
+                        let before = entry.lane.timeouts();
                         entry.lane.on_timeout(now);
+                        let silent = entry.lane.timeouts() > before && before >= 1;
                         self.serve_send(&user, lane);
+                        if silent {
+                            self.doubt_whereabouts(&user, now);
+                        }
                     }
                 }
                 Timer::Lane(LaneKey::Receive(key)) => {
@@ -427,6 +448,7 @@ impl Peer {
             whereabouts: Whereabouts::Unknown,
             lanes: BTreeMap::new(),
             flows: 0,
+            flow_used: false,
             waiting: Vec::new(),
             found_at: None,
             lookup_timer: None,
@@ -455,5 +477,8 @@ fn random(host: &dyn Host) -> u64 {
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
 /// How soon to ask again when the directory cannot say.
 const LOOKUP_RETRY: Duration = Duration::from_millis(200);
+/// How often the way of a flow in use is checked: datagrams get no answer that could show that the
+/// peer's edge has died.
+const FLOW_CHECK: Duration = Duration::from_secs(5);
 /// How soon to ask again for a peer that has just gone offline, while something waits for it.
 const LOOKUP_OFFLINE_RETRY: Duration = Duration::from_secs(1);

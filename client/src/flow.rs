@@ -109,7 +109,8 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.shared.with(|core, _| core.count_flow(&self.user, -1));
+        self.shared
+            .with(|core, now| core.count_flow(&self.user, -1, now));
     }
 }
 

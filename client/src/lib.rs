@@ -1,4 +1,87 @@
 //! The SDK in Rust: find an edge, connect, send, receive, survive.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use tradewind_client::{Client, ClientConfig, Discovery, Event};
+//! use tradewind_host::OsHost;
+//!
+//! # async fn example(roots: Vec<rustls_pki_types::CertificateDer<'static>>, token: String)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! let discovery: Discovery = "edges.example.com".parse()?;
+//! let config = ClientConfig::new(discovery, token, roots);
+//! let client = Client::connect(config, Arc::new(OsHost)).await?;
+//!
+//! // Ends when ben's client has confirmed it, or in a named error.
+//! let delivered = client.send("ben", "good evening").await?;
+//! println!("confirmed after {:?}", delivered.after);
+//!
+//! while let Some(event) = client.recv().await {
+//!     if let Event::Message(message) = event {
+//!         println!("{}: {} bytes", message.from, message.payload.len());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Messages
+//! [`Client::send`] ends in exactly one outcome: [`Delivered`], or a [`SendError`]. Messages of one
+//! *lane* to one user arrive in the order in which they were given to send; use another lane for a
+//! picture, and the text after it does not wait. Many can be under way at a time:
+//!
+//! ```no_run
+//! use tradewind_client::{Client, SendOptions};
+//!
+//! # async fn example(client: Client, picture: Vec<u8>) -> Result<(), tradewind_client::SendError> {
+//! let picture = client.enqueue("ben", picture, SendOptions { lane: 1, ..Default::default() });
+//! let text = client.enqueue("ben", "look at this", SendOptions::default());
+//! text.await?;
+//! picture.await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Media
+//! A [`Flow`] sends datagrams: each may be lost, none is resent, and sending never waits.
+//!
+//! ```no_run
+//! use bytes::Bytes;
+//! use tradewind_client::{Class, Client};
+//!
+//! # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+//! let flow = client.open_flow("ben", Class::Audio).await?;
+//! flow.send(Bytes::from_static(b"20 ms of speech"))?;
+//!
+//! // An echo: answers go straight back to where packets come from.
+//! while let Some(media) = client.recv_media().await {
+//!     client.reply_flow(&media).send(media.payload.clone())?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Survival
+//! When the edge dies or drains, the client connects to the best of the others by itself, for as
+//! long as it takes; what was under way goes on there. The application sees [`State`] events. Tokens
+//! are replaced in time when they come from a provider:
+//!
+//! ```
+//! use tradewind_client::{ClientConfig, Discovery, TokenSource};
+//!
+//! async fn ask_our_backend() -> Result<String, String> {
+//!     Ok("a fresh token".to_owned())
+//! }
+//!
+//! let edges: Discovery = "192.0.2.1:7443, 192.0.2.2:7443".parse().unwrap();
+//! let config = ClientConfig::new(edges, TokenSource::provider(ask_our_backend), Vec::new());
+//! assert_eq!(config.server_name, "tradewind-edge");
+//! ```
+//!
+//! # Inside
+//! One state behind one lock (`core`), which outlives sessions; tasks around it carry bytes. Whatever
+//! a client does it does on its [`Host`](tradewind_host::Host): in virtual time a client runs as
+//! deterministically as everything else.
 
 mod client;
 mod config;

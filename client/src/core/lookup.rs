@@ -12,8 +12,8 @@ use tradewind_proto::{
 };
 
 use super::{
-    Ask, Core, Found, LOOKUP_OFFLINE_RETRY, LOOKUP_PATIENCE, LOOKUP_RETRY, LookupError, Timer,
-    Whereabouts,
+    Ask, Core, FLOW_CHECK, Found, LOOKUP_OFFLINE_RETRY, LOOKUP_PATIENCE, LOOKUP_RETRY, LookupError,
+    Timer, Whereabouts,
 };
 use crate::connect::edges_of;
 
@@ -28,7 +28,7 @@ impl Core {
             let _ = found.send(Err(LookupError::Offline));
             return;
         };
-        if let Whereabouts::At(handle) = peer.whereabouts {
+        if let Some(handle) = peer.whereabouts.handle() {
             let _ = found.send(Ok(handle));
             return;
         }
@@ -118,6 +118,17 @@ impl Core {
         }
     }
 
+    /// A peer does not answer: its edge may have died, which nobody tells. Asks anew where it is.
+    pub(super) fn doubt_whereabouts(&mut self, user: &Arc<str>, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(user)
+            && peer.whereabouts.handle().is_some()
+            && peer.is_wanted()
+        {
+            peer.whereabouts = Whereabouts::Unknown;
+            self.look_up(user, now);
+        }
+    }
+
     /// The time to ask again has come.
     pub(super) fn lookup_timer(&mut self, user: &Arc<str>, now: Instant) {
         let Some(peer) = self.peers.get_mut(user) else {
@@ -125,20 +136,62 @@ impl Core {
         };
         peer.lookup_timer = None;
         peer.waiting.retain(|found| !found.is_closed());
-        if !peer.is_wanted() {
-            peer.whereabouts = match peer.whereabouts {
-                Whereabouts::At(handle) => Whereabouts::At(handle),
-                _ => Whereabouts::Unknown,
-            };
-            return;
-        }
         match peer.whereabouts {
-            Whereabouts::At(_) => {}
+            Whereabouts::At(_) if peer.flows > 0 && peer.flow_used => self.check_user(user, now),
+            Whereabouts::At(_) => {
+                if peer.flows > 0 {
+                    self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+                }
+            }
+            // No answer. What holds will hold for a while longer.
+            Whereabouts::Checked { handle, id } => {
+                peer.whereabouts = Whereabouts::At(handle);
+                self.asks.remove(&id);
+                self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+            }
             Whereabouts::Asked(id) => {
                 self.asks.remove(&id);
-                self.ask_user(user, now);
+                self.ask_if_wanted(user, now);
             }
-            Whereabouts::Unknown | Whereabouts::AskLater => self.ask_user(user, now),
+            Whereabouts::Unknown | Whereabouts::AskLater => self.ask_if_wanted(user, now),
+        }
+    }
+
+    /// From the first flow on its way is checked now and then.
+    pub(super) fn watch_flow(&mut self, user: &Arc<str>, now: Instant) {
+        let unwatched = self.peers.get(user).is_some_and(|peer| {
+            let found = matches!(peer.whereabouts, Whereabouts::At(_));
+            peer.flows > 0 && found && peer.lookup_timer.is_none()
+        });
+        if unwatched {
+            self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+        }
+    }
+
+    fn ask_if_wanted(&mut self, user: &Arc<str>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(user) else {
+            return;
+        };
+        peer.whereabouts = Whereabouts::Unknown;
+        if peer.is_wanted() {
+            self.ask_user(user, now);
+        }
+    }
+
+    /// Asks whether a peer is still where it was.
+    fn check_user(&mut self, user: &Arc<str>, now: Instant) {
+        let lookup = LookupUser {
+            user: user.to_string(),
+        };
+        let id = self.tell_edge(client_message::Body::LookupUser(lookup));
+        if let Some(id) = id
+            && let Some(peer) = self.peers.get_mut(user)
+            && let Some(handle) = peer.whereabouts.handle()
+        {
+            peer.flow_used = false;
+            peer.whereabouts = Whereabouts::Checked { handle, id };
+            self.asks.insert(id, Ask::User(user.clone()));
+            self.set_lookup_timer(user, Some(now + LOOKUP_PATIENCE));
         }
     }
 
@@ -185,9 +238,12 @@ impl Core {
         let Some(peer) = self.peers.get_mut(user) else {
             return;
         };
-        if peer.whereabouts != Whereabouts::Asked(id) {
-            return;
-        }
+        let checked = match peer.whereabouts {
+            Whereabouts::Asked(asked) if asked == id => false,
+            Whereabouts::Checked { id: asked, .. } if asked == id => true,
+            _ => return,
+        };
+        let next_check = (peer.flows > 0).then_some(now + FLOW_CHECK);
         match status {
             lookup_result::Status::Found => {
                 peer.whereabouts = Whereabouts::At(handle);
@@ -196,9 +252,17 @@ impl Core {
                     let _ = found.send(Ok(handle));
                 }
                 self.handles.entry(handle).or_default().gone = false;
-                self.set_lookup_timer(user, None);
+                self.set_lookup_timer(user, next_check);
                 self.on_peer(handle, user, now);
-                self.each_lane(user, now, |lane, _| lane.way_changed());
+                if !checked {
+                    self.each_lane(user, now, |lane, _| lane.way_changed());
+                }
+            }
+            lookup_result::Status::Retry if checked => {
+                if let Some(handle) = peer.whereabouts.handle() {
+                    peer.whereabouts = Whereabouts::At(handle);
+                }
+                self.set_lookup_timer(user, next_check);
             }
             lookup_result::Status::Retry => self.ask_later(user, now + LOOKUP_RETRY),
             lookup_result::Status::Denied => {
@@ -238,7 +302,7 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&user) else {
             return;
         };
-        if peer.whereabouts != Whereabouts::At(handle) {
+        if peer.whereabouts.handle() != Some(handle) {
             return;
         }
         peer.whereabouts = Whereabouts::Unknown;
@@ -271,7 +335,7 @@ impl Core {
         let Some(user) = user.filter(|user| {
             self.peers
                 .get(user)
-                .is_some_and(|peer| peer.whereabouts == Whereabouts::At(rejected.handle))
+                .is_some_and(|peer| peer.whereabouts.handle() == Some(rejected.handle))
         }) else {
             return;
         };

@@ -94,7 +94,7 @@ impl Core {
         let Some(peer) = self.peers.get_mut(user) else {
             return;
         };
-        let can_send = matches!(peer.whereabouts, Whereabouts::At(_));
+        let can_send = peer.whereabouts.handle().is_some();
         let Some(entry) = peer.lanes.get_mut(&lane) else {
             return;
         };
@@ -159,12 +159,15 @@ impl Core {
         {
             match key {
                 LaneKey::Send(user, lane) => {
-                    let handle = self.peers.get(&user).map(|peer| peer.whereabouts);
+                    let handle = self
+                        .peers
+                        .get(&user)
+                        .and_then(|peer| peer.whereabouts.handle());
                     let Some(entry) = self.send_entry(&user, lane) else {
                         continue;
                     };
                     entry.queued = false;
-                    let Some(Whereabouts::At(handle)) = handle else {
+                    let Some(handle) = handle else {
                         continue;
                     };
                     let Some((frame, class)) = entry.lane.poll_transmit(now) else {
@@ -258,20 +261,22 @@ impl Core {
         {
             return Some((live, handle));
         }
-        match self.peers.get(user)?.whereabouts {
-            Whereabouts::At(handle) => Some((live, handle)),
-            Whereabouts::Unknown => {
-                self.look_up(user, now);
-                None
-            }
-            Whereabouts::Asked(_) | Whereabouts::AskLater => None,
+        let peer = self.peers.get_mut(user)?;
+        if let Some(handle) = peer.whereabouts.handle() {
+            peer.flow_used = true;
+            return Some((live, handle));
         }
+        if peer.whereabouts == Whereabouts::Unknown {
+            self.look_up(user, now);
+        }
+        None
     }
 
     /// A flow to a user is opened (+1) or closed (−1).
-    pub(crate) fn count_flow(&mut self, user: &str, by: isize) -> Option<Arc<str>> {
+    pub(crate) fn count_flow(&mut self, user: &str, by: isize, now: Instant) -> Option<Arc<str>> {
         let (name, peer) = self.peer(user)?;
         peer.flows = peer.flows.saturating_add_signed(by);
+        self.watch_flow(&name, now);
         Some(name)
     }
 }

@@ -441,6 +441,12 @@ impl SendLane {
         self.outcomes.pop_front()
     }
 
+    /// Timeouts in a row without any sign of the receiver. From 2 on it may well be elsewhere.
+    #[must_use]
+    pub const fn timeouts(&self) -> u32 {
+        self.rtt.backoffs
+    }
+
     /// Whether no message is unsettled, and all outcomes were told.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -1,0 +1,450 @@
+//! A stand-in for the network: edges on emulated hosts that share one table of sessions. It knows no
+//! routes, and does what tests ask of it: lose, hide, refuse, drain.
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tradewind_client::{Client, ClientConfig, Discovery, EdgeAddr};
+use tradewind_host::Host;
+use tradewind_proto::{
+    ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME, RelayIndex,
+    control::{
+        ClientMessage, Draining, Edge, EdgeMessage, Gone, LookupResult, Peer, Rejected, Welcome,
+        client_message, edge_message, lookup_result, rejected,
+    },
+    encode_frame, frame_message,
+    packet::{AccessHeader, Kind, Trace, TraceRecord},
+};
+use tradewind_trust::{Ca, tls};
+use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
+
+pub const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+pub const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// The stand-in network.
+#[derive(Clone)]
+pub struct Net {
+    pub wan: Wan,
+    ca: Arc<Ca>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: BTreeMap<u32, Session>,
+    next_session: u32,
+    directory: BTreeMap<String, u32>,
+    edges: Vec<EdgeAddr>,
+    dice: u64,
+    pub knobs: Knobs,
+    pub seen: Seen,
+}
+
+/// What the network is to do.
+#[derive(Debug, Clone, Default)]
+pub struct Knobs {
+    /// Percent of message packets that vanish.
+    pub loss: u64,
+    /// How late `Peer` comes after the first packet.
+    pub peer_delay: Duration,
+    /// How often lookups are answered with RETRY first.
+    pub retries: u32,
+    /// How often message packets are rejected as QUEUE_FULL first.
+    pub rejections: u32,
+    /// Edges that are full.
+    pub full: BTreeSet<usize>,
+    /// Users nobody may send to.
+    pub denied: BTreeSet<String>,
+    /// The largest message, in bytes.
+    pub max_message: Option<u64>,
+}
+
+/// What the network has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    pub hellos: Vec<(usize, String)>,
+    pub byes: Vec<String>,
+    pub lookups: Vec<String>,
+}
+
+struct Session {
+    user: String,
+    edge: usize,
+    connection: quinn::Connection,
+    control: mpsc::UnboundedSender<Bytes>,
+    messages: mpsc::UnboundedSender<Bytes>,
+    /// Sessions behind handles: handle n is at n − 1.
+    handles: Vec<u32>,
+}
+
+impl Net {
+    pub fn new(wan: &Wan) -> Self {
+        let host = wan.add_host(wan.add_place("nowhere"), HostClock::EXACT);
+        let ca = Ca::create("test", host.wall_clock()).unwrap();
+        Self {
+            wan: wan.clone(),
+            ca: Arc::new(ca),
+            state: Arc::default(),
+        }
+    }
+
+    pub fn set(&self, change: impl FnOnce(&mut Knobs)) {
+        change(&mut self.state.lock().unwrap().knobs);
+    }
+
+    pub fn seen(&self) -> Seen {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    pub fn edges(&self) -> Vec<EdgeAddr> {
+        self.state.lock().unwrap().edges.clone()
+    }
+
+    /// Adds an edge at a place.
+    pub fn edge(&self, place: PlaceId) -> Arc<WanHost> {
+        let node = self.wan.add_host(place, HostClock::new(-2_000_000, 20.0));
+        let address = SocketAddr::new(node.ip(), 7443);
+        let index = {
+            let mut state = self.state.lock().unwrap();
+            let index = state.edges.len();
+            state.edges.push(EdgeAddr {
+                address,
+                relay: Some(format!("edge-{index}")),
+            });
+            index
+        };
+        let host: Arc<dyn Host> = node.clone();
+        let identity = self
+            .ca
+            .issue_relay(
+                &format!("edge-{index}"),
+                &[],
+                host.wall_clock(),
+                secs(86_400),
+            )
+            .unwrap();
+        let clock = tls::host_clock(host.clone());
+        let server = tls::client_port_server_config(&identity, &[ALPN_CLIENT], clock).unwrap();
+        let server = quinn::ServerConfig::with_crypto(tls::quic_server(server).unwrap());
+        let endpoint = host.quic_endpoint(address, Some(server)).unwrap();
+        let (net, spawner) = (self.clone(), host.clone());
+        host.spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let (net, host) = (net.clone(), spawner.clone());
+                spawner.spawn(async move {
+                    if let Ok(connection) = incoming.await {
+                        net.serve(host, index, connection).await;
+                    }
+                });
+            }
+        });
+        node
+    }
+
+    /// What a client called `user` that knows all edges is configured with.
+    pub fn config(&self, user: &str) -> ClientConfig {
+        let roots = vec![self.ca.certificate().clone()];
+        ClientConfig::new(Discovery::Static(self.edges()), user, roots)
+    }
+
+    /// A client on a host of its own.
+    pub async fn client(&self, place: PlaceId, user: &str) -> Client {
+        let host = self.wan.add_host(place, HostClock::new(7_000_000, -30.0));
+        Client::connect(self.config(user), host).await.unwrap()
+    }
+
+    /// An edge tells its clients to go.
+    pub fn drain(&self, edge: usize) {
+        let state = self.state.lock().unwrap();
+        let others: Vec<_> = (0..state.edges.len())
+            .filter(|index| *index != edge)
+            .map(|index| told(&state.edges[index]))
+            .collect();
+        for session in state
+            .sessions
+            .values()
+            .filter(|session| session.edge == edge)
+        {
+            session.tell(
+                0,
+                edge_message::Body::Draining(Draining {
+                    edges: others.clone(),
+                    deadline_ms: 5_000,
+                }),
+            );
+        }
+    }
+
+    /// The edge closes the connection of a user.
+    pub fn kick(&self, user: &str, code: CloseCode) {
+        let state = self.state.lock().unwrap();
+        for session in state
+            .sessions
+            .values()
+            .filter(|session| session.user == user)
+        {
+            session.connection.close((code as u32).into(), b"kicked");
+        }
+    }
+
+    async fn serve(self, host: Arc<dyn Host>, edge: usize, connection: quinn::Connection) {
+        let Ok((mut send, mut receive)) = connection.accept_bi().await else {
+            return;
+        };
+        let mut reader = FrameReader::new(MAX_FRAME);
+        let mut me = None;
+        let (control, mut outgoing) = mpsc::unbounded_channel::<Bytes>();
+        host.spawn(async move {
+            while let Some(frame) = outgoing.recv().await {
+                if send.write_chunk(frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        while let Ok(Some(chunk)) = receive.read_chunk(usize::MAX, true).await {
+            reader.push(chunk.bytes);
+            while let Some(frame) = reader.next_frame().unwrap() {
+                let message = ClientMessage::decode(&frame[..]).unwrap();
+                let id = message.id;
+                match (message.body.unwrap(), me) {
+                    (client_message::Body::Hello(hello), None) => {
+                        me = self.hello(&host, edge, &connection, &control, id, &hello.token);
+                    }
+                    (client_message::Body::LookupUser(lookup), Some(me)) => {
+                        self.lookup(me, id, &lookup.user);
+                    }
+                    (client_message::Body::Bye(_), Some(me)) => {
+                        let mut state = self.state.lock().unwrap();
+                        let user = state.sessions[&me].user.clone();
+                        state.seen.byes.push(user);
+                        connection.close((CloseCode::Done as u32).into(), b"bye");
+                    }
+                    other => panic!("not expected: {other:?}"),
+                }
+            }
+        }
+        connection.closed().await;
+        if let Some(me) = me {
+            let mut state = self.state.lock().unwrap();
+            if let Some(gone) = state.sessions.remove(&me)
+                && state.directory.get(&gone.user) == Some(&me)
+            {
+                state.directory.remove(&gone.user);
+            }
+        }
+    }
+
+    fn hello(
+        &self,
+        host: &Arc<dyn Host>,
+        edge: usize,
+        connection: &quinn::Connection,
+        control: &mpsc::UnboundedSender<Bytes>,
+        id: u32,
+        user: &str,
+    ) -> Option<u32> {
+        let mut state = self.state.lock().unwrap();
+        if user == "bad" {
+            let code = CloseCode::Unauthorized as u32;
+            connection.close(code.into(), b"the token's signature is wrong");
+            return None;
+        }
+        if state.knobs.full.contains(&edge) {
+            connection.close((CloseCode::Full as u32).into(), b"full");
+            return None;
+        }
+        state.seen.hellos.push((edge, user.to_owned()));
+        state.next_session += 1;
+        let me = state.next_session;
+        let (messages, mut outgoing) = mpsc::unbounded_channel::<Bytes>();
+        let out = connection.clone();
+        host.spawn(async move {
+            let mut stream = out.open_uni().await.unwrap();
+            while let Some(frame) = outgoing.recv().await {
+                if stream.write_chunk(frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let session = Session {
+            user: user.to_owned(),
+            edge,
+            connection: connection.clone(),
+            control: control.clone(),
+            messages,
+            handles: Vec::new(),
+        };
+        let welcome = Welcome {
+            relay: format!("edge-{edge}"),
+            region: "test".to_owned(),
+            max_message_bytes: state.knobs.max_message.unwrap_or(16 << 20),
+            expires_unix_s: u64::MAX / 4,
+            app: "app".to_owned(),
+            user: user.to_owned(),
+            edges: state.edges.iter().map(told).collect(),
+            ..Welcome::default()
+        };
+        session.tell(id, edge_message::Body::Welcome(welcome));
+        state.sessions.insert(me, session);
+        state.directory.insert(user.to_owned(), me);
+        let (net, reading, spawner) = (self.clone(), connection.clone(), host.clone());
+        host.spawn(async move {
+            while let Ok(datagram) = reading.read_datagram().await {
+                net.carry(&spawner, me, datagram);
+            }
+        });
+        let (net, reading, spawner) = (self.clone(), connection.clone(), host.clone());
+        host.spawn(async move {
+            while let Ok(mut stream) = reading.accept_uni().await {
+                let (net, host) = (net.clone(), spawner.clone());
+                spawner.spawn(async move {
+                    let mut reader = FrameReader::new(MAX_FRAME);
+                    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
+                        reader.push(chunk.bytes);
+                        while let Some(frame) = reader.next_frame().unwrap() {
+                            net.carry(&host, me, frame);
+                        }
+                    }
+                });
+            }
+        });
+        Some(me)
+    }
+
+    fn lookup(&self, me: u32, id: u32, user: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.seen.lookups.push(user.to_owned());
+        let (status, handle) = if state.knobs.retries > 0 {
+            state.knobs.retries -= 1;
+            (lookup_result::Status::Retry, 0)
+        } else if state.knobs.denied.contains(user) {
+            (lookup_result::Status::Denied, 0)
+        } else if let Some(&target) = state.directory.get(user) {
+            let handle = state.sessions.get_mut(&me).unwrap().handle_of(target).0;
+            (lookup_result::Status::Found, handle)
+        } else {
+            (lookup_result::Status::Offline, 0)
+        };
+        let result = LookupResult {
+            status: status as i32,
+            handle,
+        };
+        state.sessions[&me].tell(id, edge_message::Body::LookupResult(result));
+    }
+
+    /// Takes a packet from a session to the one it is for.
+    fn carry(&self, host: &Arc<dyn Host>, from: u32, packet: Bytes) {
+        let mut state = self.state.lock().unwrap();
+        let mut header = AccessHeader::decode(&packet).unwrap();
+        let mut payload = packet.slice(AccessHeader::LEN..);
+        let is_message = header.kind == Kind::Message;
+        state.dice = state
+            .dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let dice = (state.dice >> 33) % 100;
+        if is_message && dice < state.knobs.loss {
+            return;
+        }
+        let Some(sender) = state.sessions.get(&from) else {
+            return;
+        };
+        let Some(&target) = sender.handles.get(header.handle as usize - 1) else {
+            panic!("a handle that was never given: {header:?}");
+        };
+        if is_message && state.knobs.rejections > 0 {
+            let rejected = Rejected {
+                reason: rejected::Reason::QueueFull as i32,
+                handle: header.handle,
+                flow: header.flow,
+                sequence: header.sequence,
+            };
+            sender.tell(0, edge_message::Body::Rejected(rejected));
+            state.knobs.rejections -= 1;
+            return;
+        }
+        let user = sender.user.clone();
+        let (relay, peer_delay) = (sender.edge as u16, state.knobs.peer_delay);
+        if !state.sessions.contains_key(&target) {
+            let gone = Gone {
+                handle: header.handle,
+            };
+            state.sessions[&from].tell(0, edge_message::Body::Gone(gone));
+            return;
+        }
+        let receiver = state.sessions.get_mut(&target).unwrap();
+        let (handle, new) = receiver.handle_of(from);
+        if new {
+            let (control, spawner) = (receiver.control.clone(), host.clone());
+            let body = Some(edge_message::Body::Peer(Peer { handle, user }));
+            let news = frame_message(&EdgeMessage { reply_to: 0, body });
+            host.spawn(async move {
+                spawner.sleep(peer_delay).await;
+                let _ = control.send(news);
+            });
+        }
+        header.handle = handle;
+        header.age_us = 1_000;
+        if header.trace {
+            let hop = |relay, age_us| TraceRecord {
+                relay: RelayIndex(relay),
+                uplink: 0,
+                deflected: false,
+                age_us,
+            };
+            let hops = vec![hop(relay, 100), hop(receiver.edge as u16, 900)];
+            let mut traced = BytesMut::from(&Trace { hops }.encode()[..]);
+            traced.extend_from_slice(&payload);
+            payload = traced.freeze();
+        }
+        let mut head = [0; AccessHeader::LEN];
+        header.encode(&mut head);
+        let mut out = BytesMut::new();
+        if is_message {
+            encode_frame(&mut out, &[&head, &payload]);
+            let _ = receiver.messages.send(out.freeze());
+        } else {
+            out.extend_from_slice(&head);
+            out.extend_from_slice(&payload);
+            let _ = receiver.connection.send_datagram(out.freeze());
+        }
+    }
+}
+
+impl Session {
+    fn tell(&self, reply_to: u32, body: edge_message::Body) {
+        let body = Some(body);
+        let _ = self
+            .control
+            .send(frame_message(&EdgeMessage { reply_to, body }));
+    }
+
+    fn handle_of(&mut self, session: u32) -> (u32, bool) {
+        if let Some(index) = self.handles.iter().position(|known| *known == session) {
+            return (index as u32 + 1, false);
+        }
+        self.handles.push(session);
+        (self.handles.len() as u32, true)
+    }
+}
+
+fn told(edge: &EdgeAddr) -> Edge {
+    Edge {
+        relay: edge.relay.clone().unwrap_or_default(),
+        region: "test".to_owned(),
+        addresses: vec![edge.address.to_string()],
+    }
+}
