@@ -219,7 +219,7 @@ fn what_the_vectors_call_wrong_is_refused() {
 
 /// The vectors under `key`; there must be some.
 fn vectors(key: &str) -> Vec<Value> {
-    let all: Value = serde_json::from_str(include_str!("../vectors/headers.json")).unwrap();
+    let all: Value = serde_json::from_str(include_str!("../vectors/headers.json")).expect("JSON");
     let vectors = list(&all[key]).clone();
     assert!(!vectors.is_empty(), "{key}");
     vectors

@@ -216,10 +216,10 @@ impl Driver {
                 ended |= matches!(command, Command::Close);
                 self.shard.command(command, self.host.now());
             }
-            let room = self
-                .sockets
-                .iter_mut()
-                .fold(true, |room, socket| socket.flush(cx) && room);
+            let mut room = true;
+            for socket in &mut self.sockets {
+                room &= socket.flush(cx);
+            }
             if room {
                 let sockets = &mut self.sockets;
                 self.shard.poll(

@@ -308,12 +308,12 @@ fn a_relay_that_others_could_not_reach_does_not_start() {
                 settings.client_listen = "0.0.0.0:7443".parse().unwrap();
             })
             .await;
-        let error = refused.err().expect("refused").to_string();
+        let error = refused.expect_err("refused").to_string();
         assert!(error.contains("client_advertise"), "{error}");
         let refused = world
             .try_start_relay("r0", world.relay_hosts[0].clone(), |_| ())
             .await;
-        let error = refused.err().expect("refused").to_string();
+        let error = refused.expect_err("refused").to_string();
         assert!(error.contains("--client-listen"), "{error}");
     });
 }

@@ -13,7 +13,7 @@ mod timers;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -887,10 +887,9 @@ impl Endpoints {
     /// reaches IPv4 through mapped addresses (RFC 4291, section 2.5.5.2).
     fn reachable(&self, address: SocketAddr) -> SocketAddr {
         match address {
-            SocketAddr::V4(v4) if self.ipv6 => SocketAddr::new(
-                IpAddr::V6(Ipv6Addr::from(v4.ip().to_ipv6_mapped())),
-                v4.port(),
-            ),
+            SocketAddr::V4(v4) if self.ipv6 => {
+                SocketAddr::new(IpAddr::V6(v4.ip().to_ipv6_mapped()), v4.port())
+            }
             other => other,
         }
     }

@@ -1,7 +1,7 @@
 //! A small world in virtual time: real relays, a controller that says what the test says, and
 //! clients that speak the session protocol byte by byte.
 
-#![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // tests: each uses its part
 
 use std::{
     collections::BTreeMap,
