@@ -109,7 +109,10 @@ impl Signals {
     async fn stops(&self, count: u64) {
         let mut counts = self.counts.clone();
         // The value's guard must not be held over the next await: this future is to be `Send`.
-        let nobody_left = counts.wait_for(|counts| counts.stops >= count).await.is_err();
+        let nobody_left = counts
+            .wait_for(|counts| counts.stops >= count)
+            .await
+            .is_err();
         if nobody_left {
             std::future::pending::<()>().await;
         }

@@ -222,7 +222,7 @@ impl ConnectArgs {
             recv: vec!["*".to_owned()],
             ..Claims::default()
         };
-        Ok(self.controller.dev.signer()?.sign(&claims).map_err(usage)?)
+        self.controller.dev.signer()?.sign(&claims).map_err(usage)
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Makes a token for a user.
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Makes the Ed25519 key that signs tokens.
     #[command(visible_alias = "key")]
     Keygen(KeygenArgs),
@@ -105,7 +105,7 @@ pub(crate) struct KeygenArgs {
 
 pub(crate) fn run(command: TokenCommand) -> anyhow::Result<()> {
     match command {
-        TokenCommand::Create(args) => create(args),
+        TokenCommand::Create(args) => create(*args),
         TokenCommand::Keygen(args) => keygen(&args),
     }
 }

@@ -404,7 +404,7 @@ mod tests {
             scenario.matrix.names(),
             ["Mumbai", "Hong Kong", "Cape Town"]
         );
-        assert_eq!(scenario.matrix.cell(0, 1), Some(92.877));
+        assert_eq!(scenario.matrix.cell(0, 1), Some(110.551));
     }
 
     #[test]

@@ -28,15 +28,12 @@ pub(super) async fn check(connect: &ConnectArgs) -> Vec<Finding> {
             "give --edge HOST:PORT, --dns NAME, --controller URL, or --dev",
         )];
     };
-    let roots = match connect.controller.roots() {
-        Ok(Some(roots)) => roots,
-        // What is wrong with it is said already.
-        Ok(None) | Err(_) => {
-            return vec![Finding::skipped(
-                CHECK,
-                "without the authority's certificate none can be checked",
-            )];
-        }
+    // What is wrong with it is said already.
+    let Ok(Some(roots)) = connect.controller.roots() else {
+        return vec![Finding::skipped(
+            CHECK,
+            "without the authority's certificate none can be checked",
+        )];
     };
     let mut findings = Vec::new();
     let mut edges = Vec::new();
