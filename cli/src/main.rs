@@ -1,5 +1,8 @@
 //! `tradewind`: the one command people type.
 
+// Doc comments of arguments are their help texts, where markup would show.
+#![allow(rustdoc::bare_urls)]
+
 mod commands;
 mod lab;
 

@@ -2,10 +2,12 @@
 //! clients, one for links), their connections, sessions and queues. It has no locks, no tasks, no
 //! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
 //!
-//! A packet's way: [`connection`] (decrypt, parse) → [`Shard::forward`] and [`crate::forwarder`]
-//! (which neighbour, which session) → [`crate::queue`] and [`connection`] (send).
+//! A packet's way: [`connection`] (decrypt, parse) → [`forward`] and [`crate::forwarder`] (which
+//! neighbour, which session) → [`crate::queue`] and [`connection`] (send).
 
 mod connection;
+mod endpoints;
+mod forward;
 mod link;
 mod requests;
 mod session;
@@ -20,30 +22,29 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig,
-    ServerConfig, Transmit, VarInt,
+    Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointConfig, ServerConfig,
+    Transmit, VarInt,
 };
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
     CloseCode, DropReason, Locator, RelayIndex, UserKey,
-    control::{self, Draining, EdgeMessage, edge_message, rejected},
-    packet::{HeaderError, Kind, LinkHeader, Trace},
+    control::{self, Draining, EdgeMessage, edge_message},
+    packet::HeaderError,
 };
 
+pub(crate) use self::endpoints::{ConnKey, Port, PortTraits};
 use self::{
     connection::{Conn, Input, Role},
+    endpoints::Endpoints,
     link::Peer,
     requests::Request,
     timers::Timers,
 };
 use crate::{
     directory::{Directory, RENEWAL},
-    forwarder::{self, Verdict},
     metrics::Metrics,
-    packet::Packet,
-    queue::Queued,
     tables::Tables,
 };
 
@@ -52,34 +53,11 @@ pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VE
 
 /// How often links are reported to the controller.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
-/// Answers of an endpoint itself (stateless resets, retries) that wait to be sent.
-const MAX_RESPONSES: usize = 1_024;
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
 /// Connections in their handshake beyond which new ones are refused.
 const MAX_HANDSHAKES: usize = 5_000;
-
-/// Which of the relay's two UDP ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Port {
-    /// Clients.
-    Client,
-    /// Other relays.
-    Link,
-}
-
-impl Port {
-    pub(crate) const ALL: [Self; 2] = [Self::Client, Self::Link];
-}
-
-/// Names one connection. `serial` tells it from a later one in the same place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ConnKey {
-    port: Port,
-    handle: usize,
-    serial: u32,
-}
 
 /// What a timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,14 +90,6 @@ pub(crate) struct ShardConfig {
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) directory: Arc<Directory>,
-}
-
-/// What a shard must know of a socket.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PortTraits {
-    pub(crate) ipv6: bool,
-    pub(crate) may_fragment: bool,
-    pub(crate) max_segments: usize,
 }
 
 /// What the control task tells a shard.
@@ -167,18 +137,6 @@ pub(crate) enum News {
     },
 }
 
-struct Endpoints {
-    port: Port,
-    endpoint: Endpoint,
-    ipv6: bool,
-    max_segments: usize,
-    conns: Vec<Option<Conn>>,
-    /// Serial of the connection in each place of `conns`.
-    serials: Vec<u32>,
-    handshakes: usize,
-    responses: VecDeque<(Transmit, Vec<u8>)>,
-}
-
 /// The data plane of one core.
 pub(crate) struct Shard {
     name: String,
@@ -224,21 +182,7 @@ impl Shard {
             let traits = config.ports[port as usize];
             let mut endpoint = EndpointConfig::default();
             endpoint.rng_seed(Some(rng.random()));
-            Endpoints {
-                port,
-                endpoint: Endpoint::new(
-                    Arc::new(endpoint),
-                    Some(server),
-                    !traits.may_fragment,
-                    None,
-                ),
-                ipv6: traits.ipv6,
-                max_segments: traits.max_segments,
-                conns: Vec::new(),
-                serials: Vec::new(),
-                handshakes: 0,
-                responses: VecDeque::new(),
-            }
+            Endpoints::new(port, endpoint, server, traits)
         };
         let clients = endpoints(Port::Client, config.client_server);
         let links = endpoints(Port::Link, config.link_server);
@@ -398,99 +342,6 @@ impl Shard {
     /// What the control task is to be told.
     pub(crate) fn next_news(&mut self) -> Option<News> {
         self.news.pop_front()
-    }
-
-    /// The second room of a packet's way: where it goes next.
-    pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
-        let tables = self.tables.clone();
-        let verdict = forwarder::route(&packet.header, &tables, |relay| self.link_is_up(relay));
-        match verdict {
-            Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
-            Verdict::Local(locator) => self.deliver(locator, packet, now),
-            Verdict::Link { next, deflected } => {
-                let header = &mut packet.header;
-                if header.sender.relay != tables.me && !header.pass(tables.me) {
-                    self.metrics.count_drop(DropReason::HopLimit);
-                    return;
-                }
-                header.hop_limit -= 1;
-                if header.plan != tables.active && tables.plan(header.plan).is_none() {
-                    self.metrics.unknown_plans.inc();
-                }
-                if deflected {
-                    header.deflections += 1;
-                    packet.deflected = true;
-                    self.metrics.deflections.inc();
-                }
-                let Some(key) = self.peers.get(&next).and_then(|peer| peer.conn) else {
-                    self.metrics.count_drop(DropReason::NoWay);
-                    return;
-                };
-                self.enqueue(key, Queued { packet, handle: 0 }, now);
-            }
-            Verdict::Drop(reason) => {
-                self.metrics.count_drop(reason);
-                if packet.header.kind == Kind::Message && reason == DropReason::NoWay {
-                    self.tell_sender_rejected(&packet.header, rejected::Reason::NoWay, now);
-                }
-            }
-        }
-    }
-
-    /// Puts a packet into the queue of a connection.
-    fn enqueue(&mut self, key: ConnKey, queued: Queued, now: Instant) {
-        let Some(conn) = self.conn_mut(key) else {
-            self.metrics.count_drop(DropReason::ConnectionClosed);
-            return;
-        };
-        if queued.packet.header.kind.is_reliable() {
-            if let Err(refused) = conn.queue.push_message(queued) {
-                self.metrics.count_drop(DropReason::QueueFull);
-                if refused.packet.header.kind == Kind::Message {
-                    let header = refused.packet.header;
-                    self.tell_sender_rejected(&header, rejected::Reason::QueueFull, now);
-                }
-                return;
-            }
-        } else {
-            let dropped = conn.queue.push_datagram(queued).count();
-            for _ in 0..dropped {
-                self.metrics.count_drop(DropReason::QueueFull);
-            }
-        }
-        self.mark(key);
-    }
-
-    /// A packet for this relay itself.
-    fn for_relay(&mut self, mut packet: Packet, now: Instant) {
-        match packet.header.kind {
-            Kind::Control => self.control_packet(&packet, now),
-            Kind::EchoRequest => {
-                let me = self.tables.me;
-                packet.record_hop(me, now);
-                let mut payload = BytesMut::new();
-                if let Some(trace) = &packet.trace {
-                    payload.extend_from_slice(&Trace::encode(trace));
-                }
-                payload.extend_from_slice(&packet.payload());
-                let header = LinkHeader {
-                    kind: Kind::EchoReply,
-                    hop_limit: forwarder::HOP_LIMIT,
-                    deflections: 0,
-                    plan: self.tables.active,
-                    age_us: 0,
-                    sender: Locator::relay_itself(me),
-                    destination: tradewind_proto::packet::Destination::Session(
-                        packet.header.sender,
-                    ),
-                    passed: [RelayIndex::NONE; tradewind_proto::packet::MAX_PASSED],
-                    uplink: 0,
-                    ..packet.header
-                };
-                self.forward(Packet::new(header, payload.freeze(), 0, now), now);
-            }
-            _ => self.metrics.count_drop(DropReason::Unexpected),
-        }
     }
 
     fn take_tables(&mut self, tables: Arc<Tables>, now: Instant) {
@@ -804,16 +655,6 @@ impl Shard {
         }
     }
 
-    fn link_is_up(&self, relay: RelayIndex) -> bool {
-        self.peers
-            .get(&relay)
-            .and_then(|peer| self.conn(peer.conn?))
-            .is_some_and(|conn| match &conn.role {
-                Role::Link(link) => conn.alive && link.is_up(),
-                Role::Session(_) => false,
-            })
-    }
-
     pub(super) fn count_bad_header(&self, error: HeaderError) {
         self.metrics.count_drop(match error {
             HeaderError::Version(_) => DropReason::Version,
@@ -857,40 +698,5 @@ impl Shard {
         (endpoints.serials.get(key.handle) == Some(&key.serial))
             .then(|| endpoints.conns[key.handle].as_mut())
             .flatten()
-    }
-}
-
-impl Endpoints {
-    /// Queues an answer of the endpoint itself.
-    fn respond(&mut self, transmit: Transmit, bytes: &[u8]) {
-        if self.responses.len() < MAX_RESPONSES {
-            let bytes = bytes[..transmit.size].to_vec();
-            self.responses.push_back((transmit, bytes));
-        }
-    }
-
-    /// All connections there are.
-    fn keys(&self) -> Vec<ConnKey> {
-        self.conns
-            .iter()
-            .enumerate()
-            .filter(|(_, conn)| conn.is_some())
-            .map(|(handle, _)| ConnKey {
-                port: self.port,
-                handle,
-                serial: self.serials[handle],
-            })
-            .collect()
-    }
-
-    /// The form of `address` that this socket can send to: a socket bound to an IPv6 address
-    /// reaches IPv4 through mapped addresses (RFC 4291, section 2.5.5.2).
-    fn reachable(&self, address: SocketAddr) -> SocketAddr {
-        match address {
-            SocketAddr::V4(v4) if self.ipv6 => {
-                SocketAddr::new(IpAddr::V6(v4.ip().to_ipv6_mapped()), v4.port())
-            }
-            other => other,
-        }
     }
 }

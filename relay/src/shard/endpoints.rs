@@ -1,0 +1,109 @@
+//! The two QUIC endpoints of a shard, one per UDP port, and the names of their connections.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use quinn_proto::{Endpoint, EndpointConfig, ServerConfig, Transmit};
+
+use super::connection::Conn;
+
+/// Answers of an endpoint itself (stateless resets, retries) that wait to be sent.
+const MAX_RESPONSES: usize = 1_024;
+/// Which of the relay's two UDP ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Port {
+    /// Clients.
+    Client,
+    /// Other relays.
+    Link,
+}
+
+impl Port {
+    pub(crate) const ALL: [Self; 2] = [Self::Client, Self::Link];
+}
+
+/// Names one connection. `serial` tells it from a later one in the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConnKey {
+    pub(super) port: Port,
+    pub(super) handle: usize,
+    pub(super) serial: u32,
+}
+
+/// What a shard must know of a socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PortTraits {
+    pub(crate) ipv6: bool,
+    pub(crate) may_fragment: bool,
+    pub(crate) max_segments: usize,
+}
+
+/// One of the two QUIC endpoints and its connections.
+pub(super) struct Endpoints {
+    pub(super) port: Port,
+    pub(super) endpoint: Endpoint,
+    pub(super) ipv6: bool,
+    pub(super) max_segments: usize,
+    pub(super) conns: Vec<Option<Conn>>,
+    /// Serial of the connection in each place of `conns`.
+    pub(super) serials: Vec<u32>,
+    pub(super) handshakes: usize,
+    pub(super) responses: VecDeque<(Transmit, Vec<u8>)>,
+}
+
+impl Endpoints {
+    pub(super) fn new(
+        port: Port,
+        config: EndpointConfig,
+        server: Arc<ServerConfig>,
+        traits: PortTraits,
+    ) -> Self {
+        let allow_mtud = !traits.may_fragment;
+        Self {
+            port,
+            endpoint: Endpoint::new(Arc::new(config), Some(server), allow_mtud, None),
+            ipv6: traits.ipv6,
+            max_segments: traits.max_segments,
+            conns: Vec::new(),
+            serials: Vec::new(),
+            handshakes: 0,
+            responses: VecDeque::new(),
+        }
+    }
+
+    /// Queues an answer of the endpoint itself.
+    pub(super) fn respond(&mut self, transmit: Transmit, bytes: &[u8]) {
+        if self.responses.len() < MAX_RESPONSES {
+            let bytes = bytes[..transmit.size].to_vec();
+            self.responses.push_back((transmit, bytes));
+        }
+    }
+
+    /// All connections there are.
+    pub(super) fn keys(&self) -> Vec<ConnKey> {
+        self.conns
+            .iter()
+            .enumerate()
+            .filter(|(_, conn)| conn.is_some())
+            .map(|(handle, _)| ConnKey {
+                port: self.port,
+                handle,
+                serial: self.serials[handle],
+            })
+            .collect()
+    }
+
+    /// The form of `address` that this socket can send to: a socket bound to an IPv6 address
+    /// reaches IPv4 through mapped addresses (RFC 4291, section 2.5.5.2).
+    pub(super) fn reachable(&self, address: SocketAddr) -> SocketAddr {
+        match address {
+            SocketAddr::V4(v4) if self.ipv6 => {
+                SocketAddr::new(IpAddr::V6(v4.ip().to_ipv6_mapped()), v4.port())
+            }
+            other => other,
+        }
+    }
+}
