@@ -4,6 +4,7 @@
 //! `quinn-proto` themselves, without locks or tasks of their own. A control task talks to the
 //! controller and publishes immutable tables to them. See `docs/architecture.md`.
 
+mod congestion;
 mod controller_link;
 mod debug;
 mod directory;

@@ -8,7 +8,7 @@ use quinn_proto::{
 use tradewind_proto::{ALPN_CLIENT, ALPN_LINK};
 use tradewind_trust::{Identity, Roots, TrustError, tls};
 
-use crate::shard::Certificates;
+use crate::{congestion::LinkCongestion, shard::Certificates};
 
 /// Most datagram bytes inside QUIC on one connection: about one batch. What waits longer waits in
 /// our own queue, where class and age count.
@@ -70,6 +70,7 @@ fn link_transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(32 << 20))
         .send_window(16 << 20)
         .initial_rtt(Duration::from_millis(200))
+        .congestion_controller_factory(Arc::new(LinkCongestion))
         .initial_mtu(LINK_INITIAL_MTU)
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(10_000))))
         .datagram_receive_buffer_size(Some(2 << 20))
