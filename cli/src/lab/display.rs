@@ -164,8 +164,14 @@ impl View {
         let mut table = new_table();
         for &(_, from, to, direct, now) in rows.iter().take(LIVE_ROWS) {
             let names = self.matrix.names();
+            // The way back is another one; the one that has more to show is enough.
+            let (there, back) = (self.path(from, to), self.path(to, from));
+            let (from, to, path) = if there.len() >= back.len() {
+                (from, to, there)
+            } else {
+                (to, from, back)
+            };
             let pair = format!("{} - {}", names[from], names[to]);
-            let path = self.path(from, to);
             table.add_row(row(pair, Some(direct), Some(now), &path));
         }
         table.to_string()
@@ -186,12 +192,14 @@ pub(super) fn summary(report: &Report) -> String {
     let mut pairs: Vec<&PairReport> = report.pairs.iter().collect();
     let saving = |pair: &PairReport| pair.saving_ms().unwrap_or(f64::NEG_INFINITY);
     pairs.sort_by(|a, b| saving(b).total_cmp(&saving(a)));
-    // A pair and its reverse save the same; one of them is enough.
+    // A pair and its reverse save the same: the one whose way has more to show is enough.
     let mut shown: Vec<&PairReport> = Vec::new();
     for pair in pairs {
         let reverse = |other: &&PairReport| other.from == pair.to && other.to == pair.from;
-        if shown.len() < SUMMARY_ROWS && !shown.iter().any(reverse) {
-            shown.push(pair);
+        match shown.iter().position(reverse) {
+            Some(at) if shown[at].path.len() < pair.path.len() => shown[at] = pair,
+            None if shown.len() < SUMMARY_ROWS => shown.push(pair),
+            _ => {}
         }
     }
     let mut table = new_table();
@@ -244,7 +252,7 @@ pub(super) fn summary(report: &Report) -> String {
 
 fn new_table() -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["pair", "direct ms", "Tradewind ms", "saved", "path"]);
     for column in 1..=3 {
         if let Some(column) = table.column_mut(column) {

@@ -21,6 +21,8 @@ pub(super) struct Record {
 pub(super) struct Pair {
     /// Round trips of echoes that the first client measured, in microseconds, as they came.
     pub(super) rtts_us: Vec<u32>,
+    /// The round trip of the echo before these, in microseconds.
+    pub(super) first_rtt_us: Option<u32>,
     /// Media packets from the first to the second client, echoes and answers to echoes.
     pub(super) media_sent: u64,
     pub(super) media_delivered: u64,

@@ -47,6 +47,8 @@ pub(crate) struct PairReport {
     /// Media packets, echoes and answers.
     pub(crate) media_sent: u64,
     pub(crate) media_delivered: u64,
+    /// The flow's first echo, before measuring began: what being introduced adds to it.
+    pub(crate) first_ms: Option<f64>,
     /// Echoes that came back.
     pub(crate) echoes: u64,
 }
@@ -149,6 +151,7 @@ impl Report {
                 lost: pair.messages_sent - pair.messages_delivered(),
                 media_sent: pair.media_sent,
                 media_delivered: pair.media_delivered,
+                first_ms: pair.first_rtt_us.map(|us| f64::from(us) / 1_000.0),
                 echoes: rtts.len() as u64,
             });
         }

@@ -1,11 +1,7 @@
 //! What the clients do: echoes of media packets and messages between all pairs, through the SDK
 //! as any application would.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -26,6 +22,11 @@ use super::{
 const REQUEST: u8 = 1;
 const ANSWER: u8 = 2;
 const MESSAGE: u8 = 3;
+/// Added to the kind of what is not counted: the first echo of a flow, which also waits until the
+/// two clients' edges have introduced them to each other.
+const FIRST: u8 = 0x80;
+/// Bytes of such an echo.
+const FIRST_BYTES: usize = 160;
 /// Kind, two places, number, time: what every payload begins with.
 const STAMP: usize = 1 + 2 + 2 + 4 + 8;
 
@@ -33,6 +34,10 @@ const STAMP: usize = 1 + 2 + 2 + 4 + 8;
 const OPENING: usize = 8;
 /// At the end, each client finds out its ways one after the other, this far apart.
 const TRACE_INTERVAL: Duration = Duration::from_millis(5);
+/// The first echoes are spread over this long, …
+const FIRST_WITHIN: Duration = Duration::from_millis(500);
+/// … and waited for at most so long.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All clients, ready to send.
 pub(super) struct Traffic {
@@ -52,12 +57,10 @@ struct Actor {
     /// By place; none to itself.
     users: Vec<String>,
     flows: Vec<Option<Flow>>,
-    /// Where the stamps' time 0 is.
-    origin: Instant,
 }
 
 impl Traffic {
-    /// Opens flows from everybody to everybody.
+    /// Opens flows from everybody to everybody, and sends a first echo on each.
     pub(super) async fn prepare(
         scenario: &Scenario,
         watched: Arc<Watched>,
@@ -78,7 +81,6 @@ impl Traffic {
                 anyhow::Ok(Actor {
                     me,
                     client,
-                    origin: host.now(),
                     host,
                     watched,
                     users,
@@ -94,6 +96,11 @@ impl Traffic {
         for actor in &actors {
             actor.host.spawn(receive(actor.clone()));
         }
+        let mut first = JoinSet::new();
+        for actor in &actors {
+            first.spawn(first_echoes(actor.clone()));
+        }
+        while first.join_next().await.is_some() {}
         let places = scenario.places.iter().zip(scenario.matrix.names());
         Ok(Self {
             actors,
@@ -239,16 +246,21 @@ impl Actor {
     /// A media packet that will come back. One that there is no way for at the moment is lost.
     fn echo(&self, to: usize, number: u32, bytes: usize) {
         self.note(to, |pair| pair.media_sent += 1);
+        self.request(REQUEST, to, number, bytes);
+    }
+
+    fn request(&self, kind: u8, to: usize, number: u32, bytes: usize) {
         if let Some(flow) = &self.flows[to] {
             let bytes = bytes.min(flow.max_payload());
-            if let Err(error) = flow.send(self.payload(REQUEST, to, number, bytes)) {
+            if let Err(error) = flow.send(self.payload(kind, to, number, bytes)) {
                 tracing::debug!(%error, to, "an echo was not sent");
             }
         }
     }
 
     fn payload(&self, kind: u8, to: usize, number: u32, bytes: usize) -> Bytes {
-        let stamp = self.host.now().saturating_duration_since(self.origin);
+        // Network time: the clocks of hosts run fast and slow.
+        let stamp = self.watched.wan.network_time();
         let mut payload = BytesMut::with_capacity(bytes.max(STAMP));
         payload.put_u8(kind);
         payload.put_u16(self.me as u16);
@@ -325,39 +337,68 @@ async fn receive(actor: Arc<Actor>) {
 type Answers = BTreeMap<u32, Flow>;
 
 fn on_media(actor: &Actor, back: &mut Answers, media: &Media) {
-    let now = actor.host.now();
+    let now = actor.watched.wan.network_time();
     let Some(stamp) = Stamp::read(&media.payload) else {
         return;
     };
     if stamp.from.max(stamp.to) >= actor.users.len() {
         return;
     }
-    match stamp.kind {
+    let counted = stamp.kind & FIRST == 0;
+    match stamp.kind & !FIRST {
         REQUEST => {
-            actor
-                .record()
-                .with(stamp.from, actor.me, |pair| pair.media_delivered += 1);
             let mut payload = BytesMut::from(&media.payload[..]);
-            payload[0] = ANSWER;
+            payload[0] = ANSWER | (stamp.kind & FIRST);
             let flow = back
                 .entry(media.handle)
                 .or_insert_with(|| actor.client.reply_flow(media));
-            actor.note(stamp.from, |pair| pair.media_sent += 1);
+            if counted {
+                actor
+                    .record()
+                    .with(stamp.from, actor.me, |pair| pair.media_delivered += 1);
+                actor.note(stamp.from, |pair| pair.media_sent += 1);
+            }
             if let Err(error) = flow.send(payload.freeze()) {
                 tracing::debug!(%error, to = stamp.from, "an answer was not sent");
                 back.remove(&media.handle);
             }
         }
         ANSWER if stamp.from == actor.me => {
-            actor
-                .record()
-                .with(stamp.to, actor.me, |pair| pair.media_delivered += 1);
-            let sent = actor.origin + Duration::from_nanos(stamp.nanoseconds);
-            let rtt = now.saturating_duration_since(sent).as_micros();
+            let sent = Duration::from_nanos(stamp.nanoseconds);
+            let rtt = now.saturating_sub(sent).as_micros();
             let rtt = u32::try_from(rtt).unwrap_or(u32::MAX);
-            actor.note(stamp.to, |pair| pair.rtts_us.push(rtt));
+            if counted {
+                actor
+                    .record()
+                    .with(stamp.to, actor.me, |pair| pair.media_delivered += 1);
+                actor.note(stamp.to, |pair| pair.rtts_us.push(rtt));
+            } else {
+                actor.note(stamp.to, |pair| pair.first_rtt_us = Some(rtt));
+            }
         }
         _ => {}
+    }
+}
+
+/// Sends one echo to each of the others and waits until they are back: whoever talks to each other
+/// for long is introduced once.
+async fn first_echoes(actor: Arc<Actor>) {
+    let others: Vec<usize> = (0..actor.users.len())
+        .filter(|&to| to != actor.me)
+        .collect();
+    let interval = FIRST_WITHIN / u32::try_from(others.len()).unwrap_or(u32::MAX);
+    for &to in &others {
+        actor.request(REQUEST | FIRST, to, 0, FIRST_BYTES);
+        actor.host.sleep(interval).await;
+    }
+    let patience = actor.host.now() + FIRST_PATIENCE;
+    let waiting = |to: usize| {
+        actor
+            .record()
+            .with(actor.me, to, |pair| pair.first_rtt_us.is_none())
+    };
+    while others.iter().any(|&to| waiting(to)) && actor.host.now() < patience {
+        actor.host.sleep(interval).await;
     }
 }
 
