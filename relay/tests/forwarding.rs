@@ -181,6 +181,37 @@ fn who_is_nowhere_is_offline_and_who_has_left_is_gone() {
 }
 
 #[test]
+fn a_client_that_vanishes_without_a_word_is_counted_out_and_no_drain_waits_for_it() {
+    run_virtual(14, |wan| async move {
+        let world = World::new(wan.clone(), DETOUR).await;
+        world.plan(1, VIA_R1, BACKUPS).await;
+        let mut alice = world.client(0, "alice").await;
+        let host = wan.add_host(world.places[2], HostClock::EXACT);
+        let token = world.token("bob", |_| ());
+        let _bob = world.client_on(host.clone(), 2, &token).await.unwrap();
+        wan.sleep(Duration::from_millis(500)).await;
+        let handle = alice.handle("bob").await;
+        host.kill();
+        assert_eq!(world.metric(2, "tradewind_relay_sessions", ""), 1.0);
+        // QUIC's idle timeout on the client port is 30 s.
+        for _ in 0..4 {
+            wan.sleep(Duration::from_secs(10)).await;
+            alice.lookup("bob").await; // so that alice's own session does not end
+        }
+        assert_eq!(world.metric(2, "tradewind_relay_sessions", ""), 0.0);
+        alice.send(header(Kind::Media, Class::Audio, handle, 1), b"hello?");
+        let Some(edge_message::Body::Gone(gone)) = alice.news().await.unwrap().body else {
+            panic!("not told");
+        };
+        assert_eq!(gone.handle, handle);
+        let before = wan.network_time();
+        world.relays[2].drain(Duration::from_secs(10)).await;
+        let took = wan.network_time() - before;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    });
+}
+
+#[test]
 fn a_ping_to_a_relay_shows_both_ways() {
     run_virtual(6, |wan| async move {
         let world = World::new(wan.clone(), DETOUR).await;

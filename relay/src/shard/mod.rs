@@ -473,7 +473,9 @@ impl Shard {
             }
         }
         conn.read(|input| inbox.push_back((key, input)));
-        if conn.quic.is_drained() {
+        // Not before what it carried has been ended: the news of a timeout, which drains at once,
+        // still lies in the inbox.
+        if conn.over && conn.quic.is_drained() {
             endpoints.conns[key.handle] = None;
         }
     }
@@ -495,6 +497,7 @@ impl Shard {
                 (_, Input::Lost(reason)) => {
                     tracing::debug!(port = ?key.port, %reason, "connection lost");
                     self.connection_over(key, now);
+                    self.mark(key);
                 }
                 (_, Input::Broken(reason)) => self.close(key, CloseCode::Protocol, reason, now),
                 (Port::Client, Input::Datagram(raw)) => self.session_packet(key, raw, false, now),

@@ -175,7 +175,16 @@ impl World {
 
     pub async fn client_with(&self, relay: usize, token: &str) -> Result<TestClient, String> {
         let host = self.wan.add_host(self.places[relay], HostClock::EXACT);
-        let host: Arc<dyn Host> = host;
+        self.client_on(host, relay, token).await
+    }
+
+    /// A client on a host that the test keeps.
+    pub async fn client_on(
+        &self,
+        host: Arc<WanHost>,
+        relay: usize,
+        token: &str,
+    ) -> Result<TestClient, String> {
         let mut address = self.relays[relay].client_address();
         if address.ip().is_unspecified() {
             address.set_ip(self.relay_hosts[relay].ip6());
