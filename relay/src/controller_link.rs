@@ -117,7 +117,9 @@ impl ControlTask {
         if let Some(state) = self.store.as_ref().and_then(Store::load) {
             held.restore(state);
             self.publish(&held).await;
-            tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
+            if held.tables.active != PlanId::NONE {
+                tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
+            }
         }
         let incarnation: u64 = rng.random();
         let mut wait = FIRST_RETRY;
@@ -185,6 +187,13 @@ impl ControlTask {
                         }
                     }
                 }
+                changed = self.draining.changed(), if !leaving_told => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    leaving_told = true;
+                    write(&mut send, relay_to_controller::Body::Leaving(Leaving {})).await?;
+                }
                 news = self.news.recv() => {
                     let Some(News::Links { links, sessions, busy_permille }) = news else {
                         return Ok(());
@@ -200,13 +209,6 @@ impl ControlTask {
                         }),
                     });
                     write(&mut send, body).await?;
-                }
-                changed = self.draining.changed(), if !leaving_told => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    leaving_told = true;
-                    write(&mut send, relay_to_controller::Body::Leaving(Leaving {})).await?;
                 }
             }
         }

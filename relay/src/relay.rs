@@ -58,6 +58,9 @@ pub struct RelaySettings {
     pub longitude: f64,
 }
 
+/// How long the controller is given to plan around a relay that leaves.
+const REPLANNING: Duration = Duration::from_secs(2);
+
 /// Where shards run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -101,7 +104,8 @@ pub enum StartError {
     Thread(io::Error),
 }
 
-/// A running relay. Cheap to clone; the relay ends when it is told to, not when this is dropped.
+/// A running relay. Cheap to clone; the relay ends when it is told to, or when no handle to it is
+/// left.
 #[derive(Debug, Clone)]
 pub struct Relay {
     name: String,
@@ -284,8 +288,17 @@ impl Relay {
         // Nobody listens any more: it has stopped already.
         self.draining.send_replace(true);
         self.tell(|| Command::Drain { deadline }).await;
-        let until = self.host.now() + deadline;
-        while self.metrics.sessions.get() > 0 && self.host.now() < until {
+        let begun = self.host.now();
+        let until = begun + deadline;
+        // Transit traffic leaves when the controller has planned around this relay.
+        let replanned = if self.controller_connected() {
+            begun + REPLANNING
+        } else {
+            begun
+        };
+        while self.host.now() < until
+            && (self.metrics.sessions.get() > 0 || self.host.now() < replanned)
+        {
             self.host.sleep(Duration::from_millis(50)).await;
         }
         self.stop().await;
@@ -294,7 +307,12 @@ impl Relay {
     /// Stops now.
     pub async fn stop(&self) {
         self.tell(|| Command::Close).await;
-        // The shard ends when it has sent its last datagrams.
+        // A shard ends when it has sent its last datagrams.
+        self.ended().await;
+    }
+
+    /// Completes when a shard has ended: because it was told to, or because it is broken.
+    pub async fn ended(&self) {
         for shard in &self.shards {
             shard.closed().await;
         }

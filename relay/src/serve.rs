@@ -100,6 +100,10 @@ impl Service {
             tokio::select! {
                 () = end.drain() => {}
                 () = reload_for_ever(&relay, &config, &args, &logs, &mut signals) => {}
+                () = relay.ended() => {
+                    drop(stop_admin);
+                    anyhow::bail!("a shard has ended by itself: this is a defect; the log says more");
+                }
             }
             notify::stopping();
             tracing::info!(deadline = %config.drain, "draining; another signal stops at once");
@@ -111,8 +115,10 @@ impl Service {
                 }
             }
             drop(stop_admin);
+            Ok(())
         };
-        let ((), served) = tokio::join!(life, admin);
+        let (lived, served) = tokio::join!(life, admin);
+        lived?;
         served.context("the admin listener failed")
     }
 }

@@ -207,7 +207,8 @@ fn a_client_that_vanishes_without_a_word_is_counted_out_and_no_drain_waits_for_i
         let before = wan.network_time();
         world.relays[2].drain(Duration::from_secs(10)).await;
         let took = wan.network_time() - before;
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        // The time to plan around it, not the deadline.
+        assert!(took < Duration::from_secs(3), "{took:?}");
     });
 }
 

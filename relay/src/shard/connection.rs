@@ -68,6 +68,8 @@ pub(super) struct Conn {
     pub(super) dirty: bool,
     /// Established, and not over.
     pub(super) alive: bool,
+    /// Counted among the handshakes of its endpoint.
+    pub(super) handshaking: bool,
     /// What belonged to it has been cleaned up.
     pub(super) over: bool,
     readers: FxHashMap<StreamId, Reader>,
@@ -114,6 +116,7 @@ impl Conn {
             timer: None,
             dirty: false,
             alive: false,
+            handshaking: true,
             over: false,
             readers: FxHashMap::default(),
             control_stream: None,
@@ -212,6 +215,8 @@ impl Conn {
                             Ok(Some(frame)) => on_input(Input::Packet(frame)),
                             Ok(None) => break,
                             Err(_) => {
+                                drop(chunks);
+                                self.readers.remove(&id);
                                 on_input(Input::Broken("a frame is longer than allowed"));
                                 return;
                             }
@@ -323,7 +328,7 @@ impl Conn {
             loop {
                 if budget == 0 {
                     // The others come first next time.
-                    self.next_stream = index;
+                    self.next_stream = (index + 1) % count;
                     return progress;
                 }
                 let stream = &mut self.streams[index];

@@ -253,6 +253,9 @@ impl Shard {
             self.close(key, CloseCode::WrongPeer, &reason, now);
             return;
         }
+        if link.greeted {
+            return;
+        }
         link.peer = Some(member.index);
         link.uplink = Uplink(hello.uplink.min(255) as u8);
         link.greeted = true;
@@ -294,6 +297,9 @@ impl Shard {
         let Role::Link(link) = &mut conn.role else {
             return;
         };
+        if conn.over {
+            return;
+        }
         let fields = link.probing.next_probe(now_us);
         let interval = link.probing.interval().mul_f64(jitter);
         let probe = wire(&fields, oldest_stamped);
@@ -423,7 +429,7 @@ impl Shard {
                 }
             });
             let Some((link, stats)) = link else {
-                // Nobody answers there: that is "down" once it was up, and unknown before.
+                // Not connected: nobody answers there.
                 states.push(control::LinkState {
                     peer: name,
                     state: control::link_state::State::Down as i32,

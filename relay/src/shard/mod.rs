@@ -485,10 +485,16 @@ impl Shard {
         let mut any = false;
         while let Some((key, input)) = self.inbox.pop_front() {
             any = true;
+            // What a closed connection still had to say means nothing any more.
+            if !matches!(input, Input::Lost(_)) && self.conn(key).is_none_or(|conn| conn.over) {
+                if matches!(input, Input::Packet(_) | Input::Datagram(_)) {
+                    self.metrics.count_drop(DropReason::ConnectionClosed);
+                }
+                continue;
+            }
             match (key.port, input) {
                 (_, Input::Connected) => {
-                    let endpoints = self.endpoints(key.port);
-                    endpoints.handshakes = endpoints.handshakes.saturating_sub(1);
+                    self.handshake_over(key);
                     match key.port {
                         Port::Client => self.session_connected(key, now),
                         Port::Link => self.link_connected(key, now),
@@ -532,6 +538,7 @@ impl Shard {
         if let Some(conn) = self.conn_mut(key) {
             loop {
                 let handed_over = conn.pump(me, now, &metrics);
+                let mut sent = false;
                 loop {
                     buffer.clear();
                     let Some(transmit) = conn.quic.poll_transmit(now, max_segments, &mut buffer)
@@ -543,8 +550,10 @@ impl Shard {
                         room = false;
                         break;
                     }
+                    sent = true;
                 }
-                if !room || !handed_over {
+                // What was sent has made room for what still waits.
+                if !room || !(handed_over || sent) {
                     break;
                 }
             }
@@ -638,7 +647,7 @@ impl Shard {
         if std::mem::replace(&mut conn.over, true) {
             return;
         }
-        let was_alive = std::mem::replace(&mut conn.alive, false);
+        conn.alive = false;
         for _ in conn.queue.drain() {
             metrics.count_drop(DropReason::ConnectionClosed);
         }
@@ -646,15 +655,21 @@ impl Shard {
             Role::Session(session) => (Some(session.slot), None),
             Role::Link(link) => (None, link.peer),
         };
-        if !was_alive {
-            let endpoints = self.endpoints(key.port);
-            endpoints.handshakes = endpoints.handshakes.saturating_sub(1);
-        }
+        self.handshake_over(key);
         if let Some(slot) = slot {
             self.session_over(slot, now);
         }
         if let Some(peer) = peer {
             self.link_over(key, peer, now);
+        }
+    }
+
+    /// A handshake has ended, well or not.
+    fn handshake_over(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn_mut(key)
+            && std::mem::replace(&mut conn.handshaking, false)
+        {
+            self.endpoints(key.port).handshakes -= 1;
         }
     }
 

@@ -31,6 +31,8 @@ const PRESENCES_PER_PACKET: usize = 100;
 const MAX_IDENTITIES: usize = 100_000;
 /// Requests open at a time.
 const MAX_REQUESTS: usize = 100_000;
+/// Longest name of a user, in bytes.
+const MAX_USER_NAME: usize = 256;
 /// How often a sender is told that the same session is gone.
 const GONE_PERIOD: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -75,6 +77,10 @@ impl Shard {
             && until > now
         {
             self.found_user(key, reply_to, &user.user, locator);
+            return;
+        }
+        if user.user.len() > MAX_USER_NAME {
+            self.tell_lookup(key, reply_to, None, lookup_result::Status::Denied);
             return;
         }
         let homes = self.homes_of(&user);
@@ -216,6 +222,18 @@ impl Shard {
         };
         request.tries += 1;
         let last = request.tries > TRIES;
+        if let What::Announce { presences, .. } = &mut request.what {
+            // A session that has ended meanwhile must not come back to life.
+            let (slots, me) = (&self.slots, self.tables.me);
+            presences.retain(|presence| {
+                let locator = presence.locator.and_then(|locator| locator.locator());
+                locator.is_some_and(|l| l.relay == me && is_present(slots, l))
+            });
+            if presences.is_empty() {
+                self.requests.remove(&id);
+                return;
+            }
+        }
         let messages: Vec<(RelayIndex, relay_message::Body)> = match &request.what {
             What::Lookup {
                 user,
@@ -504,6 +522,13 @@ impl Shard {
         self.told_gone
             .retain(|_, told| now.saturating_duration_since(*told) < GONE_PERIOD);
     }
+}
+
+/// Whether a slot still holds the session that the locator names.
+fn is_present(slots: &[Option<(u32, ConnKey)>], locator: Locator) -> bool {
+    let slot = (locator.slot as usize).checked_sub(1);
+    slot.and_then(|index| slots.get(index).copied().flatten())
+        .is_some_and(|(generation, _)| generation == locator.generation)
 }
 
 fn presence(user: &UserKey, locator: Locator) -> Presence {

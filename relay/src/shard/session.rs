@@ -30,8 +30,12 @@ use crate::{forwarder::HOP_LIMIT, packet::Packet, queue::Queued};
 const MAX_HANDLES: usize = 16_384;
 /// Bytes that the lane's own header may add to a segment.
 const LANE_OVERHEAD: usize = 256;
+/// Largest packet a client may send, in bytes.
+const MAX_PACKET: usize = AccessHeader::LEN + MAX_SEGMENT + LANE_OVERHEAD;
 /// How long a new connection may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is asked who a sender is while nobody answers.
+const INTRODUCTION_PERIOD: Duration = Duration::from_secs(3);
 /// Edges told to a client in its welcome.
 const EDGES_TOLD: usize = 8;
 
@@ -61,6 +65,8 @@ pub(super) struct Ready {
 struct Handle {
     /// `None` for sessions whose user is still being asked for, and for relays.
     user: Option<String>,
+    /// When that was asked last.
+    asked: Option<Instant>,
     /// Where to send to; `None` when that place is known to be empty.
     locator: Option<Locator>,
 }
@@ -87,6 +93,7 @@ impl Session {
         }
         let handle = self.new_handle(Handle {
             user: None,
+            asked: None,
             locator: Some(locator),
         })?;
         self.by_locator.insert(locator, handle);
@@ -100,6 +107,7 @@ impl Session {
         }
         let handle = self.new_handle(Handle {
             user: Some(user.to_owned()),
+            asked: None,
             locator: Some(locator),
         })?;
         self.by_user.insert(user.to_owned(), handle);
@@ -132,7 +140,7 @@ impl Session {
         let per_second = rate as f64 / 8.0;
         let (left, at) = self.allowance;
         let earned = now.saturating_duration_since(at).as_secs_f64() * per_second;
-        let left = (left + earned).min(per_second.max(MAX_SEGMENT as f64));
+        let left = (left + earned).min(per_second.max(MAX_PACKET as f64));
         let allowed = left >= bytes as f64;
         let spent = if allowed { bytes as f64 } else { 0.0 };
         self.allowance = (left - spent, now);
@@ -466,7 +474,7 @@ impl Shard {
         if !ready.claims.allows_class(access.class) {
             return Err(DropReason::Denied);
         }
-        if length > AccessHeader::LEN + MAX_SEGMENT + LANE_OVERHEAD {
+        if length > MAX_PACKET {
             return Err(DropReason::TooLarge);
         }
         let Some(handle) = session.handle(access.handle) else {
@@ -502,10 +510,27 @@ impl Shard {
             self.metrics.count_drop(DropReason::UnknownHandle);
             return;
         };
-        if new && !sender.is_relay_itself() {
+        if !sender.is_relay_itself() && (new || self.introduction_due(key, handle, now)) {
             self.introduce(key, sender, now);
         }
         self.enqueue(key, Queued { packet, handle }, now);
+    }
+
+    /// Whether it is time to ask (again) who is behind a handle.
+    fn introduction_due(&mut self, key: ConnKey, handle: u32, now: Instant) -> bool {
+        let Some(handle) = self
+            .session_mut(key)
+            .and_then(|session| session.handles.get_mut(handle as usize - 1))
+        else {
+            return false;
+        };
+        let asked = handle.asked.get_or_insert(now);
+        let due =
+            handle.user.is_none() && now.saturating_duration_since(*asked) > INTRODUCTION_PERIOD;
+        if due {
+            *asked = now;
+        }
+        due
     }
 
     /// Tells a client who is behind a handle that was made for packets that came to it.
@@ -581,14 +606,16 @@ impl Shard {
         let Some(key) = self.session_at(sender) else {
             return;
         };
-        let handle = self.session(key).and_then(|session| {
-            session
-                .handles
-                .iter()
-                .position(|handle| handle.locator == Some(destination))
+        // One place may have two handles: the user's, and that of packets which came from there.
+        let handles: Vec<u32> = self.session(key).map_or_else(Vec::new, |session| {
+            (1..)
+                .zip(&session.handles)
+                .filter(|(_, handle)| handle.locator == Some(destination))
+                .map(|(number, _)| number)
+                .collect()
         });
-        if let Some(index) = handle {
-            self.tell_rejected(key, reason, index as u32 + 1, flow, sequence);
+        for handle in handles {
+            self.tell_rejected(key, reason, handle, flow, sequence);
         }
     }
 
