@@ -1,6 +1,6 @@
 //! `tradewind-bench relay-delay`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -50,10 +50,10 @@ async fn measure(args: &DelayArgs) -> anyhow::Result<()> {
         origin: host.now(),
         bytes: usize::from(args.payload),
     };
-    let network = Arc::new(Network::start().await?);
+    let network = Network::start().await?;
     let mut bare = Bare::start(packets)?;
     let mut direct = Direct::start(packets).await?;
-    let mut relayed = Relayed::start(packets, network.clone()).await?;
+    let mut relayed = Relayed::start(packets, network.entrance()).await?;
     let mut results: [(usize, Vec<u64>); 3] = Default::default();
     for second in 0..args.seconds {
         if !args.json {

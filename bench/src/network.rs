@@ -57,9 +57,26 @@ impl Network {
         })
     }
 
+    /// What a client needs to enter.
+    pub(crate) fn entrance(&self) -> Entrance {
+        Entrance {
+            dir: self.dir.path().to_owned(),
+            edge: self.edge,
+        }
+    }
+}
+
+/// The way in. Holds no process: these must end when the benchmark does, whoever still runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrance {
+    dir: PathBuf,
+    edge: SocketAddr,
+}
+
+impl Entrance {
     /// A client's session at the relay.
     pub(crate) async fn client(&self, user: &str) -> anyhow::Result<Client> {
-        connect(self.dir.path(), self.edge, user).await
+        connect(&self.dir, self.edge, user).await
     }
 }
 

@@ -18,7 +18,7 @@ use tradewind_client::{Class, Client, Flow, LookupError};
 use tradewind_host::{Host, OsHost};
 use tradewind_trust::{Ca, tls};
 
-use crate::network::{Network, Process};
+use crate::network::{Entrance, Process};
 
 /// How a packet looks: when it was sent (nanoseconds since `origin`), and padding.
 #[derive(Debug, Clone, Copy)]
@@ -193,12 +193,12 @@ pub(crate) struct Relayed {
 }
 
 impl Relayed {
-    pub(crate) async fn start(packets: Packets, network: Arc<Network>) -> anyhow::Result<Self> {
+    pub(crate) async fn start(packets: Packets, entrance: Entrance) -> anyhow::Result<Self> {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (sender, delays) = mpsc::unbounded_channel();
-        let receiver_network = network.clone();
+        let theirs = entrance.clone();
         on_a_thread(async move {
-            let client = receiver_network.client("receiver").await?;
+            let client = theirs.client("receiver").await?;
             ready.send(()).map_err(io::Error::other)?;
             while let Some(media) = client.recv_media().await {
                 if let Some(delay) = packets.delay(&media.payload)
@@ -209,7 +209,7 @@ impl Relayed {
             }
             Ok(())
         });
-        let client = network.client("sender").await?;
+        let client = entrance.client("sender").await?;
         is_ready.recv().context("the receiver did not start")?;
         let flow = open_flow(&client).await?;
         Ok(Self {
