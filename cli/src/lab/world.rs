@@ -40,6 +40,10 @@ const LINK_PORT: u16 = 7444;
 /// Edges a client knows of: its own, and the nearest others, to go to when its own dies.
 const EDGES_KNOWN: usize = 4;
 
+/// Clients that talk all the time notice a dead edge soon.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 /// Network time after which a network that does not work yet has failed.
 const STARTUP_LIMIT: Duration = Duration::from_secs(60);
 const STARTUP_POLL: Duration = Duration::from_millis(10);
@@ -232,11 +236,13 @@ impl<'a> Builder<'a> {
                 ..Claims::default()
             })?;
             let edges = self.edges_known_at(index);
-            let config = ClientConfig::new(
+            let mut config = ClientConfig::new(
                 Discovery::Static(edges),
                 token,
                 self.ca.roots().certs().to_vec(),
             );
+            config.idle_timeout = IDLE_TIMEOUT;
+            config.keep_alive = KEEP_ALIVE;
             let host = self.client_hosts[index].clone();
             let relay = place.relay.clone();
             connecting.spawn(async move {
