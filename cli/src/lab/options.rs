@@ -169,6 +169,22 @@ impl Scenario {
         if duration < Duration::from_millis(100) || duration > Duration::from_secs(86_400) {
             return Err(wrong("--duration must be from 100ms to 24h"));
         }
+        if let Some((from, to)) = places::unconnected(&matrix) {
+            let names = matrix.names();
+            return Err(wrong(format!(
+                "the matrix {matrix_name} knows no way from {:?} to {:?}, not even over other places: choose places without one of them",
+                names[from], names[to]
+            )));
+        }
+        if let Some(file) = &args.report {
+            // Now, and not after the run. What is there stays until there is a report.
+            std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(file)
+                .with_context(|| format!("cannot write the report to {}", file.display()))
+                .map_err(usage)?;
+        }
         let places = places::places(&matrix, coordinates);
         Ok(Self {
             faults: faults(args, &matrix)?,
@@ -468,10 +484,14 @@ mod tests {
             (&["--kill", "nowhere@1s"], "nowhere"),
             (&["--duration", "1ms"], "100ms"),
             (&["--matrix", "/nonexistent/m.csv"], "cannot read"),
+            (&["--report", "/nonexistent/r.json"], "cannot write"),
         ] {
             let text = error(line);
             assert!(text.contains(says), "{line:?}: {text}");
         }
+        std::fs::write(&file, "x,a,b,c\na,0,1,\nb,1,0,5\nc,,,0\n").unwrap();
+        let text = error(&["--matrix", &file]);
+        assert!(text.contains("no way from \"a\" to \"c\""), "{text}");
         std::fs::write(&file, "x,a,b\na,0,1\nb,fast,0\n").unwrap();
         let text = error(&["--matrix", &file]);
         assert!(

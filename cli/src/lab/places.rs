@@ -83,6 +83,20 @@ pub(crate) fn most_central(matrix: &RttMatrix) -> usize {
         .expect("a matrix has places")
 }
 
+/// Two places without any way between them, if there are such. Only links that work in both
+/// directions count: relays talk over no others.
+pub(crate) fn unconnected(matrix: &RttMatrix) -> Option<(usize, usize)> {
+    let mut reached = vec![false; matrix.len()];
+    let mut next = vec![0];
+    while let Some(place) = next.pop() {
+        if !std::mem::replace(&mut reached[place], true) {
+            next.extend((0..matrix.len()).filter(|&to| matrix.direct_rtt(place, to).is_some()));
+        }
+    }
+    let to = reached.iter().position(|reached| !reached)?;
+    Some((0, to))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

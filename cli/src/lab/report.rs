@@ -200,16 +200,8 @@ struct Optimum {
 
 impl Optimum {
     fn new(matrix: &RttMatrix) -> Self {
-        let mut cost = CostMatrix::new(matrix.len());
-        for i in 0..matrix.len() {
-            for j in 0..matrix.len() {
-                if let (true, Some(rtt)) = (i != j, matrix.cell(i, j)) {
-                    cost.set(i, j, rtt / 2.0);
-                }
-            }
-        }
         Self {
-            one_way: best_paths(&cost, MAX_TRANSIT),
+            one_way: best_one_way(matrix),
         }
     }
 
@@ -217,6 +209,19 @@ impl Optimum {
         let rtt = self.one_way.cost(from, to) + self.one_way.cost(to, from);
         rtt.is_finite().then_some(rtt)
     }
+}
+
+/// The best ways one way, in milliseconds: half of what the cells say, without a cost per hop.
+pub(super) fn best_one_way(matrix: &RttMatrix) -> BestPaths {
+    let mut cost = CostMatrix::new(matrix.len());
+    for i in 0..matrix.len() {
+        for j in 0..matrix.len() {
+            if let (true, Some(rtt)) = (i != j, matrix.cell(i, j)) {
+                cost.set(i, j, rtt / 2.0);
+            }
+        }
+    }
+    best_paths(&cost, MAX_TRANSIT)
 }
 
 /// Whether `ms` is clearly less than `direct_ms`.

@@ -122,6 +122,29 @@ fn when_a_relay_is_killed_its_client_goes_elsewhere_and_messages_arrive() {
 }
 
 #[test]
+fn places_that_are_linked_by_one_chain_only_reach_the_controller_and_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("chain.csv");
+    std::fs::write(
+        &file,
+        "x,a,b,c,d\na,0,10,,\nb,10,0,10,\nc,,10,0,10\nd,,,10,0\n",
+    )
+    .unwrap();
+    let line = ["lab", "--virtual", "--duration", "3s", "--matrix"];
+    let line = [&line[..], &[file.to_str().unwrap()]].concat();
+    let report = measure(
+        &Scenario::new(&Program::parse_from(line).args).unwrap(),
+        false,
+    )
+    .unwrap();
+    nothing_is_lost_doubled_or_reordered(&report);
+    let ends = &report.pairs[2];
+    assert_eq!(ends.path, ["a", "b", "c", "d"]);
+    assert_eq!((ends.direct_ms, ends.optimal_ms), (None, Some(30.0)));
+    assert_eq!(report.summary.captured, None);
+}
+
+#[test]
 fn losses_on_links_lose_media_and_no_message() {
     let report = lab(&["--duration", "6s", "--loss", "3", "--jitter", "2ms"]);
     nothing_is_lost_doubled_or_reordered(&report);

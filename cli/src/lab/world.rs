@@ -20,7 +20,7 @@ use super::{
     options::{FaultKind, Scenario},
     places,
     record::Record,
-    report::Outcome,
+    report::{Outcome, best_one_way},
     seeds,
     traffic::Traffic,
 };
@@ -33,6 +33,9 @@ const MOST_DRIFT_PPM: f64 = 50.0;
 const BACKDATED: Duration = Duration::from_secs(2 * 3_600);
 const TOKEN_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 const APP: &str = "lab";
+
+/// No CSV has this name: it would have been trimmed.
+const CONTROLLER_PLACE: &str = " controller ";
 
 const CONTROLLER_PORT: u16 = 7400;
 const CLIENT_PORT: u16 = 7443;
@@ -141,6 +144,10 @@ struct Builder<'a> {
     scenario: &'a Scenario,
     wan: &'a Wan,
     places: Vec<PlaceId>,
+    /// The place where the controller stands, and what it is called on the network: a place of its
+    /// own, so that relays reach it that have no link with that place.
+    centre: usize,
+    controller_place: PlaceId,
     controller_host: Arc<WanHost>,
     relay_hosts: Vec<Arc<WanHost>>,
     client_hosts: Vec<Arc<WanHost>>,
@@ -169,7 +176,20 @@ impl<'a> Builder<'a> {
             let drift = rng.random_range(-MOST_DRIFT_PPM..=MOST_DRIFT_PPM);
             wan.add_host(place, HostClock::new(offset, drift))
         };
-        let controller_host = host(places[places::most_central(matrix)]);
+        let centre = places::most_central(matrix);
+        let controller_place = wan.add_place(CONTROLLER_PLACE);
+        let ways = best_one_way(matrix);
+        for (index, &place) in places.iter().enumerate() {
+            // A known cell of the centre's; else as the Internet would, over other places.
+            let spec = |from, to| {
+                let way = Duration::from_secs_f64(ways.cost(from, to) / 1_000.0);
+                let delay = matrix.one_way(from, to).unwrap_or(way);
+                worsened(LinkSpec::with_delay(delay), scenario)
+            };
+            wan.set_link(place, controller_place, spec(index, centre));
+            wan.set_link(controller_place, place, spec(centre, index));
+        }
+        let controller_host = host(controller_place);
         let relay_hosts: Vec<_> = places.iter().map(|&place| host(place)).collect();
         let client_hosts = places.iter().map(|&place| host(place)).collect();
         let valid_from = present(wan) - BACKDATED;
@@ -177,6 +197,8 @@ impl<'a> Builder<'a> {
             scenario,
             wan,
             places,
+            centre,
+            controller_place,
             controller_host,
             relay_hosts,
             client_hosts,
@@ -280,11 +302,30 @@ impl<'a> Builder<'a> {
         for fault in &self.scenario.faults {
             self.wan.sleep_until(started + fault.at).await;
             match fault.what {
-                FaultKind::Cut(a, b) => self.wan.cut_both(self.places[a], self.places[b]),
-                FaultKind::Heal(a, b) => self.wan.heal_both(self.places[a], self.places[b]),
+                FaultKind::Cut(a, b) => {
+                    for (from, to) in self.links_between(a, b) {
+                        self.wan.cut_both(from, to);
+                    }
+                }
+                FaultKind::Heal(a, b) => {
+                    for (from, to) in self.links_between(a, b) {
+                        self.wan.heal_both(from, to);
+                    }
+                }
                 FaultKind::Kill(relay) => self.relay_hosts[relay].kill(),
             }
         }
+    }
+
+    /// The places' own, and that of the controller at one of them.
+    fn links_between(&self, a: usize, b: usize) -> Vec<(PlaceId, PlaceId)> {
+        let mut links = vec![(self.places[a], self.places[b])];
+        for (place, other) in [(a, b), (b, a)] {
+            if place == self.centre {
+                links.push((self.controller_place, self.places[other]));
+            }
+        }
+        links
     }
 
     fn no_plan(&self, relays: &[Relay]) -> anyhow::Error {
@@ -315,10 +356,7 @@ fn worsened(spec: LinkSpec, scenario: &Scenario) -> LinkSpec {
 
 /// What a wall clock without offset shows on the network.
 fn present(wan: &Wan) -> SystemTime {
-    let observer = wan.add_host(
-        wan.add_place("observer of the wall clock"),
-        HostClock::EXACT,
-    );
+    let observer = wan.add_host(wan.add_place(" observer "), HostClock::EXACT);
     observer.wall_clock()
 }
 
