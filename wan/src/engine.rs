@@ -50,6 +50,11 @@ pub struct DeliveryError {
 /// more: two cores have a network to run besides.
 const SPIN_NS: u64 = 30_000;
 
+/// Real time on one thread: with the next event so far off the thread rests, …
+const REST_NS: u64 = 3_000_000;
+/// … until so long before it, since tokio's timers tick in milliseconds.
+const REST_EARLY_NS: u64 = 2_000_000;
+
 /// Events fired before the timer thread looks at its queue again.
 const BATCH: usize = 128;
 
@@ -184,12 +189,13 @@ impl Engine {
         queue.armed_ns = 0;
         let driver = queue.driver.take();
         drop(queue);
-        match self.mode {
-            Mode::Virtual => driver.into_iter().for_each(Waker::wake),
-            Mode::Real => {
+        match driver {
+            Some(driver) => driver.wake(),
+            None if self.mode == Mode::Real => {
                 self.earlier.store(true, Relaxed);
                 self.wake.notify_one();
             }
+            None => {}
         }
     }
 
@@ -351,6 +357,65 @@ impl Engine {
             idle_since: None,
             due: Vec::new(),
         }
+    }
+}
+
+impl Engine {
+    /// Real time's driver on the thread of the hosts' tasks: never completes.
+    ///
+    /// While something is due within a few milliseconds, which is always so in a network at work,
+    /// it lets the runtime turn without rest: no thread is woken by another, and the processor
+    /// does not fall asleep, which in a virtual machine takes far longer to end than everything
+    /// else here.
+    #[allow(clippy::disallowed_methods)] // the edge: network time is the machine's
+    pub(crate) fn drive_real(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        RealDriver {
+            engine: self.clone(),
+            sleep: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
+            due: Vec::with_capacity(BATCH),
+        }
+    }
+}
+
+struct RealDriver {
+    engine: Arc<Engine>,
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    due: Vec<Event>,
+}
+
+impl Future for RealDriver {
+    type Output = ();
+
+    #[allow(clippy::disallowed_methods)] // the edge: network time is the machine's
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let engine = &this.engine;
+        let now_ns = engine.now_ns();
+        let mut queue = engine.queue();
+        // While it turns nobody needs to wake it.
+        queue.armed_ns = 0;
+        let next_ns = Engine::take_due(&mut queue, now_ns, &mut this.due);
+        let wait_ns = next_ns.saturating_sub(now_ns);
+        if !this.due.is_empty() || wait_ns < REST_NS {
+            drop(queue);
+            engine.fire(&mut this.due);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        queue.armed_ns = next_ns;
+        match &mut queue.driver {
+            Some(waker) => waker.clone_from(cx.waker()),
+            empty => *empty = Some(cx.waker().clone()),
+        }
+        drop(queue);
+        let rest = Duration::from_nanos(wait_ns - REST_EARLY_NS).min(DEADLOCK);
+        this.sleep
+            .as_mut()
+            .reset(tokio::time::Instant::now() + rest);
+        if this.sleep.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 }
 

@@ -61,6 +61,8 @@
 //! # Real time
 //! [`Wan::real_time`] has one thread that places packets into inboxes and completes timers when
 //! they are due: never early, and typically some microseconds late ([`Wan::delivery_error`]).
+//! [`Wan::real_time_on_one_thread`] does without it, and without waking anybody, at the price of
+//! one processor: for whole networks on a machine that has other things to do as well.
 
 mod clock;
 mod engine;
@@ -76,7 +78,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
     time::{Duration, Instant, SystemTime},
@@ -150,14 +152,29 @@ impl Wan {
         Self { core }
     }
 
+    /// A network in real time on the thread that calls [`Wan::run`], where all tasks run as well.
+    /// Otherwise as [`Wan::real_time`]. It only lives inside [`Wan::run`], and keeps one processor
+    /// busy: nothing waits there for a thread to be woken, which on machines that share their
+    /// processors with others takes milliseconds.
+    #[must_use]
+    #[allow(clippy::disallowed_methods)] // the edge: here network time meets the machine's
+    pub fn real_time_on_one_thread(seed: u64) -> Self {
+        let core = Core::new(Mode::Real, seed, SystemTime::now());
+        core.one_thread.store(true, Relaxed);
+        Self { core }
+    }
+
     /// Runs `world` to its end on a new tokio runtime: in virtual time one thread with paused
-    /// clock, in real time two worker threads. Tasks still running then are dropped.
+    /// clock, in real time two worker threads or this one alone. Tasks still running then are
+    /// dropped.
     ///
     /// # Panics
     /// In virtual time, when every task waits and nothing is under way that could ever wake one;
     /// and when called from inside a tokio runtime.
     pub fn run<F: Future>(&self, world: F) -> F::Output {
+        let one_thread = self.core.one_thread.load(Relaxed);
         let mut builder = match self.core.engine.mode {
+            Mode::Real if one_thread => tokio::runtime::Builder::new_current_thread(),
             Mode::Virtual => {
                 let mut builder = tokio::runtime::Builder::new_current_thread();
                 builder.start_paused(true);
@@ -176,6 +193,10 @@ impl Wan {
         self.core.set_tokio(Some(runtime.handle().clone()));
         let output = runtime.block_on(async {
             if self.core.engine.mode == Mode::Real {
+                if one_thread {
+                    let driver = self.core.engine.drive_real();
+                    tokio::runtime::Handle::current().spawn(driver);
+                }
                 return world.await;
             }
             let mut driver = tokio::runtime::Handle::current().spawn(self.core.engine.drive());
@@ -255,6 +276,8 @@ struct Core {
     wall_base: Mutex<SystemTime>,
     tokio: Mutex<Option<tokio::runtime::Handle>>,
     unknown_address: AtomicU64,
+    /// Real time without a thread of its own.
+    one_thread: AtomicBool,
     /// A host outside of the network whose clock is network time.
     observer: Arc<HostNode>,
 }
@@ -268,6 +291,7 @@ impl Core {
             wall_base: Mutex::new(wall_base),
             tokio: Mutex::new(tokio::runtime::Handle::try_current().ok()),
             unknown_address: AtomicU64::new(0),
+            one_thread: AtomicBool::new(false),
             observer: Arc::new(HostNode::observer()),
         })
     }

@@ -96,6 +96,38 @@ fn under_load_nothing_arrives_early_lost_or_out_of_order() {
 }
 
 #[test]
+fn on_one_thread_nothing_arrives_early_lost_or_out_of_order() {
+    for (what, pairs, per_tick, tick, ticks) in [
+        ("one thread, 500 packets/s", 1, 1, ms(2), 500),
+        ("one thread, 20,000 packets/s", 10, 2, ms(1), 1_000),
+    ] {
+        let wan = Wan::real_time_on_one_thread(1);
+        wan.run(async {
+            let late = lateness_us(wan.clone(), pairs, per_tick, tick, ticks).await;
+            report(what, &wan, &late);
+        });
+    }
+}
+
+#[test]
+fn one_thread_at_rest_is_woken_by_what_comes_sooner() {
+    let wan = Wan::real_time_on_one_thread(1);
+    wan.run(async {
+        let place = wan.add_place("a");
+        let host = seen(&wan.add_host(place, HostClock::EXACT));
+        let far = host.clone();
+        host.spawn(async move { far.sleep(Duration::from_secs(3_600)).await });
+        // Now it rests for an hour, as far as it knows.
+        tokio::task::yield_now().await;
+        let before = wan.network_time();
+        host.sleep(ms(30)).await;
+        let took = wan.network_time() - before;
+        assert!(took >= ms(30));
+        println!("30 ms out of a rest took {took:?}");
+    });
+}
+
+#[test]
 fn packets_between_hosts_at_one_place_stay_in_order_without_any_delay() {
     run_real(1, |wan| async move {
         let place = wan.add_place("a");

@@ -68,7 +68,7 @@ impl Watched {
         let wan = if scenario.virtual_time {
             Wan::virtual_time(scenario.seed)
         } else {
-            Wan::real_time(scenario.seed)
+            Wan::real_time_on_one_thread(scenario.seed)
         };
         Self {
             wan,
@@ -86,17 +86,7 @@ impl Watched {
 
 /// Runs the scenario to its end.
 pub(super) fn run(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Outcome> {
-    let world = live(scenario, watched);
-    match watched.wan.mode() {
-        Mode::Virtual => watched.wan.run(world),
-        // One thread for all nodes, beside the network's own: handing packets from thread to
-        // thread costs more than a second core gains (docs/decisions).
-        Mode::Real => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start a runtime")?
-            .block_on(world),
-    }
+    watched.wan.run(live(scenario, watched))
 }
 
 async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Outcome> {
