@@ -241,7 +241,7 @@ pub(super) fn summary(report: &Report) -> String {
     );
     let _ = writeln!(
         text,
-        "plan updates  {} (the first plan was active after {:.1} s)",
+        "plan updates  {} (measuring began {:.1} s after the first start)",
         summary.plan_updates, report.run.startup_s
     );
     for fault in &report.faults {
