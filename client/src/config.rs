@@ -28,9 +28,10 @@ pub struct ClientConfig {
     /// How long [`Client::connect`](crate::Client::connect) tries. 10 s.
     pub connect_timeout: Duration,
     /// A connection without any sign of life for so long is dead, and another edge is looked for.
-    /// 15 s.
+    /// 8 s: below the 10 s for which the directory keeps a session that is no longer announced, so
+    /// that a client has moved before its senders are told that it is offline.
     pub idle_timeout: Duration,
-    /// How often a sign of life is sent when there is nothing else to send. 5 s.
+    /// How often a sign of life is sent when there is nothing else to send. 2.5 s.
     pub keep_alive: Duration,
     /// Most bytes of messages queued per lane. Beyond it a send ends as `QueueFull`. 32 MiB.
     pub lane_queue_bytes: usize,
@@ -59,8 +60,8 @@ impl ClientConfig {
             http_roots: Vec::new(),
             server_name: tradewind_trust::EDGE_NAME.to_owned(),
             connect_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(15),
-            keep_alive: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(8),
+            keep_alive: Duration::from_millis(2_500),
             lane_queue_bytes: 32 << 20,
             message_queue: 1024,
             media_queue: 1024,
