@@ -206,8 +206,7 @@ impl ControlTask {
                             sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
                             busy_permille,
                             draining: *self.draining.borrow(),
-                        }),
-                    });
+                        }), ..Default::default() });
                     write(&mut send, body).await?;
                 }
             }
@@ -281,6 +280,7 @@ impl ControlTask {
             held: Some(held.tables.active.into()),
             latitude: own.latitude,
             longitude: own.longitude,
+            ..Default::default()
         }
     }
 

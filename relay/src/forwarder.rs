@@ -118,8 +118,11 @@ mod tests {
                 backups: vec![Backup {
                     destination: 3,
                     relays: vec![1, 2, 4],
+                    ..Default::default()
                 }],
+                ..Default::default()
             }],
+            ..Default::default()
         };
         let mut tables = Tables::default();
         tables.me = ME;

@@ -517,6 +517,7 @@ fn activate(id: PlanId) -> ControllerToRelay {
     ControllerToRelay {
         body: Some(to_relay::Body::Activate(Activate {
             plan: Some(id.into()),
+            ..Default::default()
         })),
     }
 }

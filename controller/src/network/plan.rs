@@ -123,6 +123,7 @@ impl Plan {
                 backups.push(Backup {
                     destination: info.index,
                     relays,
+                    ..Default::default()
                 });
             }
         }
@@ -133,7 +134,9 @@ impl Plan {
                 profile: 0,
                 trees: vec![tree],
                 backups,
+                ..Default::default()
             }],
+            ..Default::default()
         })
     }
 }

@@ -220,6 +220,7 @@ impl Relay {
             link_addresses: self.saved.link_addresses.clone(),
             draining: self.draining,
             incarnation: self.saved.incarnation,
+            ..Default::default()
         }
     }
 }

@@ -157,7 +157,7 @@ pub(crate) async fn relay(
             () = host.sleep_until(next_report) => {
                 sequence += 1;
                 next_report += Duration::from_secs(1);
-                let report = LinkReport { sequence, links: links(place), load: None };
+                let report = LinkReport { sequence, links: links(place), load: None, ..Default::default() };
                 say(&mut send, from_relay::Body::LinkReport(report)).await;
             }
         }

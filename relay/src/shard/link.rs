@@ -463,6 +463,7 @@ impl Shard {
                 bytes_received: stats.udp_rx.bytes,
                 packets_sent: stats.udp_tx.datagrams,
                 packets_received: stats.udp_rx.datagrams,
+                ..Default::default()
             });
         }
         states

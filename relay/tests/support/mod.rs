@@ -309,12 +309,21 @@ impl FakeController {
                         .map(|(destination, relays)| Backup {
                             destination: *destination,
                             relays: relays.to_vec(),
+                            ..Default::default()
                         })
                         .collect(),
+                    ..Default::default()
                 }],
+                ..Default::default()
             };
             tell(send, controller_to_relay::Body::PlanPart(part));
-            tell(send, controller_to_relay::Body::Activate(Activate { plan }));
+            tell(
+                send,
+                controller_to_relay::Body::Activate(Activate {
+                    plan,
+                    ..Default::default()
+                }),
+            );
         }
     }
 }
@@ -381,6 +390,7 @@ fn register_relay(
         link_addresses: register.link_addresses,
         draining: false,
         incarnation: register.incarnation,
+        ..Default::default()
     };
     state
         .registered

@@ -188,6 +188,7 @@ impl World {
                 draining: fake.draining,
                 ..RelayLoad::default()
             }),
+            ..Default::default()
         };
         let connection = fake.connection.unwrap();
         self.say(connection, from_relay::Body::LinkReport(report));

@@ -110,6 +110,7 @@ fn reports_that_come_twice_or_late_are_passed_over() {
             ..LinkState::default()
         }],
         load: None,
+        ..Default::default()
     };
     world.say(connection, from_relay::Body::LinkReport(old));
     assert_eq!(
@@ -134,6 +135,7 @@ fn links_to_strangers_and_to_itself_are_ignored() {
             })
             .into(),
         load: None,
+        ..Default::default()
     };
     let connection = world.relays[0].connection.unwrap();
     world.say(connection, from_relay::Body::LinkReport(report));
