@@ -18,6 +18,7 @@
 pub mod clock_sync;
 pub mod cost;
 pub mod estimator;
+pub mod load;
 pub mod matrix;
 pub mod paths;
 pub mod planner;
@@ -31,6 +32,7 @@ mod testing;
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
+pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
 pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
