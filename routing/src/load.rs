@@ -199,7 +199,10 @@ fn search<'a>(
         if least.over == 0.0 || least.over <= 1.01 * links.excess(&over) {
             break;
         }
-        let lost = best.as_ref().map_or(unchanged, |(_, links)| links).over(problem.config.limit);
+        let lost = best
+            .as_ref()
+            .map_or(unchanged, |(_, links)| links)
+            .over(problem.config.limit);
         links.harden(&lost);
     }
     best
@@ -301,5 +304,9 @@ fn finished(mut plan: LoadPlan, links: &Links, problem: &LoadProblem<'_>) -> Loa
 
 /// The number if it is positive, else 0: broken figures are no load.
 fn positive(figure: f64) -> f64 {
-    if figure.is_finite() { figure.max(0.0) } else { 0.0 }
+    if figure.is_finite() {
+        figure.max(0.0)
+    } else {
+        0.0
+    }
 }

@@ -13,6 +13,13 @@ pub(super) const NONE: u16 = u16::MAX;
 /// The most ways of one pair that are kept in mind.
 const MAX_WAYS: usize = 16;
 
+/// The most flows for which a detour is looked for in one round.
+const MAX_DETOURS: usize = 2_000;
+
+/// To what the highest price is scaled down, in ms, when trees grow: with full prices ways avoid
+/// what is over the limit at any cost, with lower ones they rather stay within the bound.
+const SCALES_MS: [f64; 4] = [f64::INFINITY, 200.0, 50.0, 15.0];
+
 /// The pairs whose flows may have to move, and the ways found for them.
 pub(super) struct Nursery<'a> {
     pub(super) problem: &'a LoadProblem<'a>,
@@ -112,38 +119,113 @@ impl<'a> Nursery<'a> {
             ways.filter(|(_, share)| **share > 0.0)
                 .any(|(way, _)| way.links.iter().any(|&link| dear[link as usize]))
         };
-        let concerned: BTreeSet<usize> =
-            self.flows.iter().filter(|flow| crosses(flow)).map(|flow| flow.to).collect();
+        let concerned: BTreeSet<usize> = self
+            .flows
+            .iter()
+            .filter(|flow| crosses(flow))
+            .map(|flow| flow.to)
+            .collect();
         let mut found = false;
-        // With full prices ways avoid what is over the limit at any cost; with moderate ones they
-        // rather stay within the bound.
-        for most in [f64::INFINITY, 10.0 * self.problem.config.slack_ms, self.problem.config.slack_ms] {
-            self.add_prices(links, &priced, most);
+        for scale in SCALES_MS {
+            self.add_prices(links, &priced, scale);
             for &to in &concerned {
                 let primary = &self.problem.primary[to].0;
                 let parents = regrow(&self.away, primary, &[], &dear, self.problem.rules);
                 let flows: Vec<usize> = self.towards(to).collect();
                 for at in flows {
-                    let flow = &self.flows[at];
-                    let path = path_under(&parents, flow.from, to);
-                    let way = path.and_then(|path| self.way(&path, flow.bound));
-                    if let Some(way) = way {
-                        found |= self.add_way(at, way).1;
-                    }
+                    let path = path_under(&parents, self.flows[at].from, to);
+                    found |= path.is_some_and(|path| self.take_up(at, &path));
                 }
             }
             self.remove_prices(&priced);
         }
+        found | self.detours(links)
+    }
+
+    /// For flows that still cross links over the limit: the cheapest way, prices included, within
+    /// the bound that leaves a known way at some relay for one other and goes on from there as the
+    /// primary tree does. Trees grown on cost plus price look for the cheapest whatever its delay,
+    /// and can miss one that is short enough.
+    fn detours(&mut self, links: &Links) -> bool {
+        let n = links.n;
+        let mut full = vec![false; n * n];
+        for link in links.over(links.config.limit) {
+            full[link] = true;
+        }
+        let stuck = |flow: &Flow| {
+            let ways = flow.ways.iter().zip(&flow.share);
+            ways.filter(|(_, share)| **share > 0.0)
+                .any(|(way, _)| way.links.iter().any(|&link| full[link as usize]))
+        };
+        let stuck: Vec<usize> = (0..self.flows.len())
+            .filter(|&at| stuck(&self.flows[at]))
+            .take(MAX_DETOURS)
+            .collect();
+        let mut found = false;
+        for at in stuck {
+            let detour = self.detour(&self.flows[at], links);
+            found |= detour.is_some_and(|path| self.take_up(at, &path));
+        }
         found
     }
 
-    /// Adds the links' prices to the costs that trees grow on, at most `most` ms each.
-    pub(super) fn add_prices(&mut self, links: &Links, priced: &[usize], most: f64) {
+    fn detour(&self, flow: &Flow, links: &Links) -> Option<Vec<usize>> {
+        let problem = self.problem;
+        let (n, rules) = (links.n, problem.rules);
+        let tree = problem.primary[flow.to];
+        let priced =
+            |from: usize, to: usize| problem.cost.get(from, to) + links.price(from * n + to, 0.0);
+        let mut best = (f64::INFINITY, None);
+        let mut head = vec![flow.from];
+        let (mut head_cost, mut head_priced) = (0.0, 0.0);
+        while let Some(&at) = head.last() {
+            for via in (0..n).filter(|via| !head.contains(via) && problem.cost.is_up(at, *via)) {
+                let cost = head_cost + problem.cost.get(at, via) + tree.cost(via);
+                // The tree's own figure may be of earlier costs: `take_up` looks again.
+                if cost > flow.bound || via == tree.next_hop(at).unwrap_or(via) && via != flow.to {
+                    continue;
+                }
+                let mut total = head_priced + priced(at, via);
+                let (mut hop, mut count) = (via, head.len());
+                let mut allowed = true;
+                while let Some(next) = tree.next_hop(hop) {
+                    allowed &= rules.may_cross(hop) && !head.contains(&next);
+                    total += priced(hop, next);
+                    count += 1;
+                    hop = next;
+                }
+                if allowed && hop == flow.to && count <= rules.max_links && total < best.0 {
+                    best = (total, Some((head.clone(), via)));
+                }
+            }
+            let Some(next) = tree.next_hop(at).filter(|&next| next != flow.to) else {
+                break;
+            };
+            head_cost += problem.cost.get(at, next);
+            head_priced += priced(at, next);
+            head.push(next);
+        }
+        let (mut path, via) = best.1?;
+        path.extend(tree.path(via)?);
+        Some(path)
+    }
+
+    /// Adds a path to the ways of a flow if it is within the bound; whether it is new.
+    fn take_up(&mut self, at: usize, path: &[usize]) -> bool {
+        let way = self.way(path, self.flows[at].bound);
+        way.is_some_and(|way| self.add_way(at, way).1)
+    }
+
+    /// Adds the links' prices to the costs that trees grow on, all in proportion so that the
+    /// highest is at most `highest` ms.
+    pub(super) fn add_prices(&mut self, links: &Links, priced: &[usize], highest: f64) {
         let n = links.n;
+        let prices = priced.iter().map(|&link| links.price(link, 0.0));
+        let scale = (highest / prices.fold(0.0, f64::max)).min(1.0);
         for &link in priced {
             let cost = self.problem.cost.get(link / n, link % n);
-            let price = links.price(link, 0.0).min(most);
-            self.away.set(link % n, link / n, cost + price);
+            self.away
+                .set(link % n, link / n, cost + scale * links.price(link, 0.0));
         }
     }
 
@@ -158,7 +240,10 @@ impl<'a> Nursery<'a> {
     /// The way along a path, unless a link of it is down or it costs more than `bound`.
     pub(super) fn way(&self, path: &[usize], bound: f64) -> Option<Way> {
         let n = self.problem.cost.len();
-        let mut way = Way { links: Vec::with_capacity(path.len()), cost: 0.0 };
+        let mut way = Way {
+            links: Vec::with_capacity(path.len()),
+            cost: 0.0,
+        };
         for link in path.windows(2) {
             way.links.push((link[0] * n + link[1]) as u32);
             way.cost += self.problem.cost.get(link[0], link[1]);
@@ -182,7 +267,10 @@ impl<'a> Nursery<'a> {
             crossing[to] = Some(false);
             for from in 0..n {
                 let bytes = self.demand(from, to);
-                if bytes > 0.0 && tree.cost(from).is_finite() && crosses(tree, from, dear, &mut crossing) {
+                if bytes > 0.0
+                    && tree.cost(from).is_finite()
+                    && crosses(tree, from, dear, &mut crossing)
+                {
                     pairs.push((from, to, bytes));
                 }
             }
@@ -202,7 +290,9 @@ impl<'a> Nursery<'a> {
             return Some(at);
         }
         let primary = self.problem.primary.get(to)?.path(from)?;
-        let way = self.way(&primary, f64::MAX).filter(|way| !way.links.is_empty())?;
+        let way = self
+            .way(&primary, f64::MAX)
+            .filter(|way| !way.links.is_empty())?;
         let config = &self.problem.config;
         self.index.insert((to, from), self.flows.len());
         self.flows.push(Flow {
@@ -238,12 +328,14 @@ impl<'a> Nursery<'a> {
     /// Whether all ways of a tree are up and obey the rules.
     fn obeys_rules(&self, tree: &InTree) -> bool {
         let rules = self.problem.rules;
-        (0..tree.len()).filter_map(|from| tree.path(from)).all(|path| {
-            let between = path.get(1..path.len() - 1).unwrap_or_default();
-            path.len() <= rules.max_links + 1
-                && between.iter().all(|&relay| rules.may_cross(relay))
-                && self.way(&path, f64::MAX).is_some()
-        })
+        (0..tree.len())
+            .filter_map(|from| tree.path(from))
+            .all(|path| {
+                let between = path.get(1..path.len() - 1).unwrap_or_default();
+                path.len() <= rules.max_links + 1
+                    && between.iter().all(|&relay| rules.may_cross(relay))
+                    && self.way(&path, f64::MAX).is_some()
+            })
     }
 }
 
@@ -387,7 +479,14 @@ impl Young {
     }
 
     /// Offers `at` as the parent of all that are open.
-    fn offer(&mut self, away: &CostMatrix, at: usize, open: &[usize], root: usize, rules: &TreeRules) {
+    fn offer(
+        &mut self,
+        away: &CostMatrix,
+        at: usize,
+        open: &[usize],
+        root: usize,
+        rules: &TreeRules,
+    ) {
         let crossable = at == root || rules.may_cross(at);
         if !crossable || self.depth[at] >= rules.max_links {
             return;

@@ -40,7 +40,11 @@ impl Links {
                 known.push(link as u32);
             }
             // A link without any capacity is as good as full; not 0, so that figures stay finite.
-            capacity.push(if figure.is_finite() { figure.max(1.0) } else { f64::INFINITY });
+            capacity.push(if figure.is_finite() {
+                figure.max(1.0)
+            } else {
+                f64::INFINITY
+            });
         }
         Self {
             n,
@@ -69,19 +73,27 @@ impl Links {
         // Sums of the same demands in another order differ in the last digits.
         let limit = utilisation + 1e-9;
         let full = |&link: &usize| self.utilisation(link) > limit;
-        self.known.iter().map(|&link| link as usize).filter(full).collect()
+        self.known
+            .iter()
+            .map(|&link| link as usize)
+            .filter(full)
+            .collect()
     }
 
     /// The highest utilisation of all links.
     pub(super) fn worst(&self) -> f64 {
-        let all = self.known.iter().map(|&link| self.utilisation(link as usize));
+        let all = self
+            .known
+            .iter()
+            .map(|&link| self.utilisation(link as usize));
         all.fold(0.0, f64::max)
     }
 
     /// By how much these links together are over the limit.
     pub(super) fn excess(&self, links: &[usize]) -> f64 {
         let over = |&link: &usize| (self.utilisation(link) - self.config.limit).max(0.0);
-        links.iter().map(over).sum()
+        // Not `sum`: that of nothing is −0, which orders below 0.
+        links.iter().map(over).fold(0.0, |sum, over| sum + over)
     }
 
     /// Makes these links dearer over the limit.

@@ -16,7 +16,10 @@ pub(super) fn least_worst_utilisation(problem: &LoadProblem<'_>) -> f64 {
     for from in 0..n {
         for to in 0..n {
             let bytes = problem.demand[from * n + to];
-            let Some(primary) = problem.primary[to].path(from).filter(|_| bytes > 0.0 && from != to) else {
+            let Some(primary) = problem.primary[to]
+                .path(from)
+                .filter(|_| bytes > 0.0 && from != to)
+            else {
                 continue;
             };
             let best = path_cost(problem.cost, &primary);

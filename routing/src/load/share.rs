@@ -64,7 +64,10 @@ impl Flow {
     fn unequal(&self, links: &Links, in_use: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
         let (mut dear, mut cheap) = ((f64::NEG_INFINITY, 0), (f64::INFINITY, 0));
         for (index, way) in self.ways.iter().enumerate() {
-            let prices = way.links.iter().map(|&link| links.price(link as usize, 0.0));
+            let prices = way
+                .links
+                .iter()
+                .map(|&link| links.price(link as usize, 0.0));
             let cost = way.cost + prices.sum::<f64>();
             if cost > dear.0 && in_use(index) {
                 dear = (cost, index);
@@ -81,7 +84,10 @@ impl Flow {
         let (dear, cheap) = (&self.ways[dear], &self.ways[cheap]);
         let sum = |way: &Way, other: &Way, more: f64| {
             let own = way.links.iter().filter(|link| !other.links.contains(link));
-            way.cost + own.map(|&link| links.price(link as usize, more)).sum::<f64>()
+            way.cost
+                + own
+                    .map(|&link| links.price(link as usize, more))
+                    .sum::<f64>()
         };
         sum(dear, cheap, -bytes) - sum(cheap, dear, bytes)
     }
@@ -117,7 +123,11 @@ impl Flow {
     /// The shares in whole percents: each rounded down, and what is missing to those that lost
     /// most.
     pub(super) fn percents(&self) -> Vec<u8> {
-        let exact: Vec<f64> = self.share.iter().map(|s| s * f64::from(WEIGHT_SUM)).collect();
+        let exact: Vec<f64> = self
+            .share
+            .iter()
+            .map(|s| s * f64::from(WEIGHT_SUM))
+            .collect();
         let mut percents: Vec<u8> = exact.iter().map(|e| e.floor() as u8).collect();
         let mut order: Vec<usize> = (0..exact.len()).collect();
         order.sort_by(|&a, &b| (exact[b].fract()).total_cmp(&exact[a].fract()));
@@ -131,7 +141,9 @@ impl Flow {
     /// Rounds to whole percents.
     pub(super) fn round(&mut self, links: &mut Links) {
         let percents = self.percents();
-        let share = percents.iter().map(|&p| f64::from(p) / f64::from(WEIGHT_SUM));
+        let share = percents
+            .iter()
+            .map(|&p| f64::from(p) / f64::from(WEIGHT_SUM));
         self.set(share.collect(), links);
     }
 
@@ -148,7 +160,9 @@ impl Flow {
         }
         percents[dear] -= 1;
         percents[cheap] += 1;
-        let share = percents.iter().map(|&p| f64::from(p) / f64::from(WEIGHT_SUM));
+        let share = percents
+            .iter()
+            .map(|&p| f64::from(p) / f64::from(WEIGHT_SUM));
         self.set(share.collect(), links);
         true
     }

@@ -95,7 +95,12 @@ impl Woven {
     }
 
     /// Tries a new tree for one destination in each place; whether that was a gain.
-    fn try_anew(&mut self, problem: &LoadProblem<'_>, nursery: &mut Nursery<'_>, to: usize) -> bool {
+    fn try_anew(
+        &mut self,
+        problem: &LoadProblem<'_>,
+        nursery: &mut Nursery<'_>,
+        to: usize,
+    ) -> bool {
         let n = self.links.n;
         let priced = self.links.over(problem.config.target);
         let mut dear = vec![false; n * n];
@@ -137,16 +142,25 @@ impl Woven {
         to: usize,
     ) -> bool {
         let before: Vec<Flow> = mine.iter().map(|&at| self.flows[at].clone()).collect();
-        let mut after: Vec<Flow> = before.iter().map(|flow| replanted(nursery, flow, &trees)).collect();
+        let mut after: Vec<Flow> = before
+            .iter()
+            .map(|flow| replanted(nursery, flow, &trees))
+            .collect();
         let both = before.iter().chain(&after).flat_map(|flow| &flow.ways);
         let touched: BTreeSet<u32> = both.flat_map(|way| way.links.iter().copied()).collect();
         let value = |flows: &[Flow], links: &Links| {
-            let penalty = touched.iter().map(|&link| links.strict_penalty_of(link as usize));
+            let penalty = touched
+                .iter()
+                .map(|&link| links.strict_penalty_of(link as usize));
             penalty.sum::<f64>() + flows.iter().map(Flow::detour).sum::<f64>()
         };
         let without = value(&before, &self.links);
-        before.iter().for_each(|flow| flow.carry(&mut self.links, -1.0));
-        after.iter().for_each(|flow| flow.carry(&mut self.links, 1.0));
+        before
+            .iter()
+            .for_each(|flow| flow.carry(&mut self.links, -1.0));
+        after
+            .iter()
+            .for_each(|flow| flow.carry(&mut self.links, 1.0));
         settle(&mut after, &mut self.links, 20);
         if value(&after, &self.links) < without * (1.0 - 1e-6) {
             for (&at, flow) in mine.iter().zip(after) {
@@ -155,8 +169,12 @@ impl Woven {
             self.trees.insert(to, trees);
             return true;
         }
-        after.iter().for_each(|flow| flow.carry(&mut self.links, -1.0));
-        before.iter().for_each(|flow| flow.carry(&mut self.links, 1.0));
+        after
+            .iter()
+            .for_each(|flow| flow.carry(&mut self.links, -1.0));
+        before
+            .iter()
+            .for_each(|flow| flow.carry(&mut self.links, 1.0));
         false
     }
 
@@ -246,7 +264,8 @@ fn weave(nursery: &Nursery<'_>, to: usize, dear: &[bool]) -> Vec<Parents> {
         return Vec::new();
     }
     if let Some(trees) = nursery.adopted.get(&to) {
-        let offers = |path: &Vec<usize>| trees.iter().any(|t| t.path(path[0]).as_ref() == Some(path));
+        let offers =
+            |path: &Vec<usize>| trees.iter().any(|t| t.path(path[0]).as_ref() == Some(path));
         if wishes.iter().all(|(_, path)| offers(path)) {
             return trees.iter().map(|tree| parents_of(tree)).collect();
         }
@@ -269,7 +288,13 @@ fn weave(nursery: &Nursery<'_>, to: usize, dear: &[bool]) -> Vec<Parents> {
     trees.retain(|tree| tree.iter().any(|&parent| parent != NONE));
     let problem = nursery.problem;
     let whole = |fixed: &Parents| {
-        regrow(&nursery.away, &problem.primary[to].0, fixed, dear, problem.rules)
+        regrow(
+            &nursery.away,
+            &problem.primary[to].0,
+            fixed,
+            dear,
+            problem.rules,
+        )
     };
     trees.iter().map(whole).collect()
 }
