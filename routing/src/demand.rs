@@ -69,9 +69,9 @@ impl DemandMeter {
         }
     }
 
-    /// Takes a report of the counters of relay `from` as they were at `read_at`: (destination,
-    /// class, bytes since its start); what is not named has not changed. The first report of a
-    /// relay only says where its counters stand, unless [`DemandMeter::restarted`] was told before.
+    /// Takes a report of the counters of relay `from` as they were at `read_at` (on one clock for
+    /// all reports, whatever restarts): (destination, class, bytes since its start); what is not
+    /// named has not changed. The first report of a relay only says where its counters stand.
     ///
     /// Whether the report was of use: one that is not later than the last is ignored, so late and
     /// doubled ones do nothing. A counter that has gone backwards says nothing either, until it has

@@ -89,7 +89,7 @@ pub struct LoadProblem<'a> {
     /// not a positive number is no demand.
     pub demand: &'a [f64],
     /// Bytes per second each link can carry, row-major n·n; what is not finite is unknown, and
-    /// such a link never counts as full. Empty: all unknown.
+    /// such a link never counts as full. Less than 1 counts as 1. Empty: all unknown.
     pub capacity: &'a [f64],
     /// Bytes per second that each link carries besides, row-major n·n; may be empty.
     pub background: &'a [f64],

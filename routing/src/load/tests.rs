@@ -1,5 +1,10 @@
 use super::{optimum::least_worst_utilisation, *};
-use crate::{paths::path_cost, testing::metric_costs, tree::in_trees};
+use crate::{
+    paths::path_cost,
+    testing::{arbitrary_costs, metric_costs},
+    tree::in_trees,
+};
+use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -229,6 +234,31 @@ fn what_the_linear_optimum_keeps_below_the_limit_trees_keep_there_in_95_of_100()
             "{pairs} pairs: {done} of {possible}"
         );
         assert!(ratio <= 1.5, "{pairs} pairs: {ratio} × the optimum");
+    }
+}
+
+proptest! {
+    #[test]
+    fn on_any_network_every_plan_carries_all_obeys_the_rules_and_is_no_worse_than_none(
+        cost in arbitrary_costs(2..=8),
+        forbidden in proptest::collection::vec(proptest::bool::weighted(0.2), 0..8),
+        max_links in 1..=5usize,
+        figures in proptest::collection::vec((0..40u32, 0..9u32), 64),
+    ) {
+        let mut case = Case::new(cost);
+        case.rules = TreeRules { max_links, no_transit: forbidden };
+        case.trees = in_trees(&case.cost, &case.rules);
+        for (link, &(bytes, tens)) in figures.iter().enumerate().take(case.demand.len()) {
+            case.demand[link] = f64::from(bytes);
+            case.capacity[link] = match tens {
+                8 => UNKNOWN,
+                tens => f64::from(10 * tens).max(1.0),
+            };
+        }
+        let plan = case.spread();
+        case.check(&plan);
+        let again = case.spread_after(Some(&plan));
+        case.check(&again);
     }
 }
 

@@ -267,7 +267,7 @@ fn weave(nursery: &Nursery<'_>, to: usize, dear: &[bool]) -> Vec<Parents> {
         let offers =
             |path: &Vec<usize>| trees.iter().any(|t| t.path(path[0]).as_ref() == Some(path));
         if wishes.iter().all(|(_, path)| offers(path)) {
-            return trees.iter().map(|tree| parents_of(tree)).collect();
+            return trees.iter().map(parents_of).collect();
         }
     }
     wishes.sort_by(|a, b| b.0.total_cmp(&a.0));
