@@ -20,10 +20,12 @@ pub mod cost;
 pub mod estimator;
 pub mod matrix;
 pub mod paths;
+pub mod placement;
 pub mod planner;
 pub mod probe;
 pub mod reaction;
 pub mod tree;
+pub mod whatif;
 
 #[cfg(test)]
 mod testing;
@@ -33,10 +35,12 @@ pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
+pub use placement::{Placement, Progress, Stage};
 pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
 pub use reaction::{Backups, backups};
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
+pub use whatif::{Failures, Toll, Ways, WhatIf};
 
 /// The most relays a packet may cross between its ingress and its egress edge.
 pub const MAX_TRANSIT: usize = 4;
