@@ -189,7 +189,12 @@ impl WhatIf {
                 .into_iter()
                 .map(|relay| (relay, relays[relay]))
                 .collect(),
-            links: links.into_iter().map(link).collect(),
+            links: links
+                .into_iter()
+                // Some are only used by ways that longer ones are better than.
+                .filter(|(_, toll)| toll.pairs > 0)
+                .map(link)
+                .collect(),
         }
     }
 

@@ -163,7 +163,7 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     drop(bar);
     if args.pairs {
         answer.add_pairs(&matrix, &whole);
-        // Hundreds of thousands of pairs: one line each way would be ten times as long.
+        // There may be hundreds of thousands, and each would take a dozen lines.
         return show::json_line(&answer);
     }
     if args.json {
