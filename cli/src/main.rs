@@ -5,6 +5,7 @@
 
 mod commands;
 mod lab;
+mod matrix_args;
 
 use std::process::ExitCode;
 

@@ -22,10 +22,12 @@ pub mod estimator;
 pub mod load;
 pub mod matrix;
 pub mod paths;
+pub mod placement;
 pub mod planner;
 pub mod probe;
 pub mod reaction;
 pub mod tree;
+pub mod whatif;
 
 #[cfg(test)]
 mod testing;
@@ -37,10 +39,12 @@ pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, Pro
 pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
+pub use placement::{Placement, Progress, Stage};
 pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
 pub use reaction::{Backups, backups};
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
+pub use whatif::{Failures, Toll, Ways, WhatIf};
 
 /// The most relays a packet may cross between its ingress and its egress edge.
 pub const MAX_TRANSIT: usize = 4;

@@ -1,11 +1,12 @@
-//! What people type besides `lab`: sending and receiving, looking at the network, making tokens
-//! and certificates.
+//! What people type besides `lab`: sending and receiving, looking at the network, planning one,
+//! making tokens and certificates.
 
 mod ca;
 mod connect;
 mod doctor;
 mod http;
 mod ping;
+mod plan;
 mod recv;
 mod relays;
 mod routes;
@@ -31,6 +32,8 @@ pub(crate) enum NetworkCommand {
     Routes(routes::RoutesArgs),
     /// Shows the relays of the network.
     Relays(relays::RelaysArgs),
+    /// Tells what a network of relays at the places of a matrix would save, and what to build.
+    Plan(plan::PlanArgs),
     /// Makes client tokens and the key that signs them.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -54,6 +57,7 @@ pub(crate) fn run(command: NetworkCommand) -> anyhow::Result<()> {
         NetworkCommand::Ping(args) => block_on(ping::run(args)),
         NetworkCommand::Routes(args) => block_on(routes::run(args)),
         NetworkCommand::Relays(args) => block_on(relays::run(args)),
+        NetworkCommand::Plan(args) => plan::run(&args),
         NetworkCommand::Token(command) => token::run(command),
         NetworkCommand::Ca(command) => ca::run(command),
         NetworkCommand::Doctor(args) => block_on(doctor::run(args)),

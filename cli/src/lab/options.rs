@@ -11,12 +11,10 @@ use tradewind_service::{
 };
 
 use super::places::{self, Place};
+use crate::matrix_args::{self, link, place};
 
-/// The table the project ships; see `cli/data/README.md`.
-const REGIONS: &str = include_str!("../../data/regions.csv");
+/// Of the built-in matrix's places; see `cli/data/README.md`.
 const COORDINATES: &str = include_str!("../../data/coordinates.csv");
-/// How the report calls it.
-const REGIONS_NAME: &str = "built-in";
 
 /// Options of `tradewind lab`.
 #[derive(Debug, Clone, Args)]
@@ -147,19 +145,11 @@ impl Scenario {
     ///
     /// All errors are the caller's.
     pub(crate) fn new(args: &LabArgs) -> anyhow::Result<Self> {
-        let (matrix_name, matrix, coordinates) = match &args.matrix {
-            None => (REGIONS_NAME.to_owned(), REGIONS.to_owned(), COORDINATES),
-            Some(file) => {
-                let name = file.display().to_string();
-                let text = std::fs::read_to_string(file)
-                    .with_context(|| format!("cannot read the matrix {name}"))
-                    .map_err(usage)?;
-                (name, text, "")
-            }
+        let (matrix_name, matrix) = matrix_args::read(args.matrix.as_deref())?;
+        let coordinates = match args.matrix {
+            None => COORDINATES,
+            Some(_) => "",
         };
-        let matrix = RttMatrix::parse(&matrix)
-            .with_context(|| format!("the matrix {matrix_name} cannot be used"))
-            .map_err(usage)?;
         let chosen = chosen_places(args, &matrix)?;
         let matrix = matrix.select(&chosen);
         if !(0.0..=50.0).contains(&args.loss) {
@@ -248,13 +238,6 @@ fn chosen_places(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<usize
     Ok(chosen)
 }
 
-fn place(matrix: &RttMatrix, name: &str, option: &str) -> anyhow::Result<usize> {
-    matrix
-        .index_of(name.trim())
-        .with_context(|| option.to_owned())
-        .map_err(usage)
-}
-
 fn faults(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<Fault>> {
     let mut faults = Vec::new();
     let mut add = |text: &String,
@@ -295,48 +278,6 @@ fn faults(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<Fault>> {
     }
     faults.sort_by_key(|fault| fault.at);
     Ok(faults)
-}
-
-/// Finds the two places in `A-B`, where names may themselves have hyphens: the only hyphen with a
-/// place on either side of it is meant, whole names before parts of names.
-fn link(matrix: &RttMatrix, text: &str) -> anyhow::Result<(usize, usize)> {
-    let is_whole = |name: &str| matrix.names().iter().any(|known| known == name);
-    let mut fits = Vec::new();
-    let mut last_error = None;
-    for (at, _) in text.match_indices('-') {
-        let (a, b) = (text[..at].trim(), text[at + 1..].trim());
-        if a.is_empty() || b.is_empty() {
-            continue;
-        }
-        match matrix
-            .index_of(a)
-            .and_then(|a| Ok((a, matrix.index_of(b)?)))
-        {
-            Ok((i, j)) if i != j => {
-                let whole = usize::from(is_whole(a)) + usize::from(is_whole(b));
-                fits.push((whole, (i, j)));
-            }
-            Ok((i, _)) => {
-                let name = &matrix.names()[i];
-                let error = wrong(format!("{name:?} has no link to itself"));
-                last_error.get_or_insert(error);
-            }
-            Err(error) => {
-                last_error.get_or_insert(usage(error));
-            }
-        }
-    }
-    let best = fits.iter().map(|(whole, _)| *whole).max();
-    fits.retain(|(whole, _)| Some(*whole) == best);
-    fits.dedup();
-    match (fits.as_slice(), last_error) {
-        ([(_, pair)], _) => Ok(*pair),
-        ([], Some(error)) => Err(error),
-        ([], None) => Err(wrong("there must be two places with a hyphen between them")),
-        _ => Err(wrong(
-            "it can be read in several ways: give the whole names",
-        )),
-    }
 }
 
 impl fmt::Display for Scenario {
