@@ -44,37 +44,39 @@ pub(crate) fn place(matrix: &RttMatrix, name: &str, option: &str) -> anyhow::Res
 pub(crate) fn link(matrix: &RttMatrix, text: &str) -> anyhow::Result<(usize, usize)> {
     let is_whole = |name: &str| matrix.names().iter().any(|known| known == name);
     let mut fits = Vec::new();
-    let mut last_error = None;
+    // Of the reading with most whole names: the likeliest one.
+    let mut reason: Option<(usize, anyhow::Error)> = None;
     for (at, _) in text.match_indices('-') {
         let (a, b) = (text[..at].trim(), text[at + 1..].trim());
         if a.is_empty() || b.is_empty() {
             continue;
         }
-        match matrix
+        let whole = usize::from(is_whole(a)) + usize::from(is_whole(b));
+        let error = match matrix
             .index_of(a)
             .and_then(|a| Ok((a, matrix.index_of(b)?)))
         {
             Ok((i, j)) if i != j => {
-                let whole = usize::from(is_whole(a)) + usize::from(is_whole(b));
                 fits.push((whole, (i, j)));
+                continue;
             }
             Ok((i, _)) => {
                 let name = &matrix.names()[i];
-                let error = UsageError::new(format!("{name:?} has no link to itself"));
-                last_error.get_or_insert(error.into());
+                UsageError::new(format!("{name:?} has no link to itself")).into()
             }
-            Err(error) => {
-                last_error.get_or_insert(usage(error));
-            }
+            Err(error) => usage(error),
+        };
+        if reason.as_ref().is_none_or(|(most, _)| whole > *most) {
+            reason = Some((whole, error));
         }
     }
     let best = fits.iter().map(|(whole, _)| *whole).max();
     fits.retain(|(whole, _)| Some(*whole) == best);
     fits.dedup();
     let wrong = |text: &str| UsageError::new(text).into();
-    match (fits.as_slice(), last_error) {
+    match (fits.as_slice(), reason) {
         ([(_, pair)], _) => Ok(*pair),
-        ([], Some(error)) => Err(error),
+        ([], Some((_, error))) => Err(error),
         ([], None) => Err(wrong("there must be two places with a hyphen between them")),
         _ => Err(wrong(
             "it can be read in several ways: give the whole names",
