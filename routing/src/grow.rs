@@ -75,14 +75,15 @@ impl LowRows {
         self.cells[row * self.stride + column] = rounded_down(cost);
     }
 
-    /// Calls `hit` with the first column of each block of `row` in which `base` plus the link may
-    /// be below what `known` holds for that column.
+    /// Calls `hit` with each column of `row` in which `base` plus the link may be below what `known`
+    /// holds for that column. Padding in `known` must be below 0.
+    #[inline]
     pub(crate) fn scan(
         &self,
         row: usize,
         base: f64,
         known: &mut [f32],
-        mut hit: impl FnMut(usize, &mut [f32; LANES]),
+        mut hit: impl FnMut(usize, &mut f32),
     ) {
         let base = rounded_down(base);
         let (blocks, _) =
@@ -93,8 +94,13 @@ impl LowRows {
             for lane in 0..LANES {
                 any |= u32::from(base + links[lane] < known[lane]);
             }
-            if any != 0 {
-                hit(number * LANES, known);
+            if any == 0 {
+                continue;
+            }
+            for (lane, known) in known.iter_mut().enumerate() {
+                if base + links[lane] < *known {
+                    hit(number * LANES + lane, known);
+                }
             }
         }
     }
@@ -318,8 +324,8 @@ struct Young {
     depth: Vec<u16>,
     /// `cost` rounded up; below anything once the relay is settled, and in the padding.
     high: Vec<f32>,
-    /// (cost, depth, relay) of those that are not, or no longer, as the root's own links have it.
-    improved: BinaryHeap<Reverse<(u64, u16, u16)>>,
+    /// Those that are not, or no longer, as the root's own links have it, by [`key`].
+    improved: BinaryHeap<Reverse<u128>>,
 }
 
 const SETTLED: f32 = -1.0;
@@ -379,11 +385,11 @@ impl Young {
                 .is_some()
             {}
             // … and the others.
-            while let Some(&Reverse((cost, depth, relay))) = self.improved.peek() {
+            while let Some(&Reverse(entry)) = self.improved.peek() {
+                let relay = entry as u16;
                 let at = usize::from(relay);
-                let current = self.high[at] != SETTLED
-                    && sort_key(self.cost[at]) == cost
-                    && self.depth[at] == depth;
+                let current =
+                    self.high[at] != SETTLED && key(self.cost[at], self.depth[at], relay) == entry;
                 if current {
                     break;
                 }
@@ -391,14 +397,12 @@ impl Young {
             }
             let first = firsts
                 .peek()
-                .map(|&child| (sort_key(row[usize::from(child)]), 1, child));
+                .map(|&child| key(row[usize::from(child)], 1, child));
             let improved = self.improved.peek().map(|entry| entry.0);
-            let at = match (first, improved) {
-                (None, None) => return,
-                (Some(first), Some(improved)) if improved < first => improved.2,
-                (None, Some(improved)) => improved.2,
-                (Some(first), _) => first.2,
+            let Some(next) = first.into_iter().chain(improved).min() else {
+                return;
             };
+            let at = next as u16;
             self.settle(usize::from(at), field, rules, weigh, children.as_ref());
         }
     }
@@ -419,16 +423,11 @@ impl Young {
         let row = field.away.row(at);
         // Out of `self` while its blocks are gone through.
         let mut high = std::mem::take(&mut self.high);
-        field.low.scan(at, base, &mut high, |first, block| {
-            for (child, high) in (first..).zip(block) {
-                if *high == SETTLED {
-                    continue;
-                }
-                let total = base + weigh(at, child, row[child]);
-                if self.takes(child, total, depth) {
-                    self.accept(child, total, at, depth);
-                    *high = rounded_up(total);
-                }
+        field.low.scan(at, base, &mut high, |child, high| {
+            let total = base + weigh(at, child, row[child]);
+            if self.takes(child, total, depth) {
+                self.take(child, total, at, depth, true);
+                *high = rounded_up(total);
             }
         });
         self.high = high;
@@ -449,27 +448,26 @@ impl Young {
         total < known || (total == known && total.is_finite() && depth < self.depth[child])
     }
 
-    fn accept(&mut self, child: usize, total: f64, parent: usize, depth: u16) {
+    fn take(&mut self, child: usize, total: f64, parent: usize, depth: u16, heap: bool) {
         self.cost[child] = total;
         self.parent[child] = parent as u16;
         self.depth[child] = depth;
-        self.improved
-            .push(Reverse((sort_key(total), depth, child as u16)));
+        if heap {
+            self.improved.push(Reverse(key(total, depth, child as u16)));
+        }
     }
 
     fn offer(&mut self, child: usize, total: f64, parent: usize, depth: u16, heap: bool) {
-        if !self.takes(child, total, depth) {
-            return;
-        }
-        self.cost[child] = total;
-        self.parent[child] = parent as u16;
-        self.depth[child] = depth;
-        self.high[child] = rounded_up(total);
-        if heap {
-            self.improved
-                .push(Reverse((sort_key(total), depth, child as u16)));
+        if self.takes(child, total, depth) {
+            self.take(child, total, parent, depth, heap);
+            self.high[child] = rounded_up(total);
         }
     }
+}
+
+/// What relays are settled in the order of: cost, then depth, then index.
+fn key(cost: f64, depth: u16, relay: u16) -> u128 {
+    u128::from(sort_key(cost)) << 32 | u128::from(depth) << 16 | u128::from(relay)
 }
 
 /// The children of all relays of a tree.
@@ -498,5 +496,118 @@ impl Children {
             (next != NONE).then_some(next)
         })
         .map(usize::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{arbitrary_costs, metric_costs, plain_tree};
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+
+    fn assert_is(grown: &Grown, (parent, cost): &(Vec<Option<usize>>, Vec<f64>)) {
+        let found: Vec<_> = (0..grown.tree.len())
+            .map(|relay| grown.tree.parent(relay))
+            .collect();
+        assert_eq!(&found, parent);
+        assert_eq!(&grown.tree.cost[..], &cost[..]);
+    }
+
+    proptest! {
+        #[test]
+        fn growing_in_bulk_gives_the_tree_of_the_plain_algorithm_ties_included(
+            cost in arbitrary_costs(2..=20),
+            forbidden in proptest::collection::vec(proptest::bool::weighted(0.1), 0..20),
+            max_links in 1..=6usize,
+        ) {
+            let rules = TreeRules { max_links, no_transit: forbidden };
+            let field = Field::new(cost.clone());
+            for root in 0..cost.len() {
+                let grown = field.grow(root, &rules, &Wishes::default());
+                if !grown.rehung {
+                    assert_is(&grown, &plain_tree(&cost, root, &rules));
+                }
+            }
+        }
+
+        #[test]
+        fn wishes_are_the_same_as_other_costs(
+            cost in arbitrary_costs(3..=14),
+            favour in prop_oneof![Just(0.1), Just(1.0), Just(30.0)],
+            picks in proptest::collection::vec((0..14usize, 0..14usize), 0..20),
+            force in proptest::option::of((0..14usize, 0..14usize)),
+        ) {
+            let n = cost.len();
+            let rules = TreeRules::default();
+            let field = Field::new(cost.clone());
+            let present = field.grow(0, &rules, &Wishes::default()).tree;
+            let barred: BTreeMap<_, _> = picks
+                .iter()
+                .map(|&(child, parent)| ((child % n, parent % n), Duration::ZERO))
+                .collect();
+            let forced: BTreeMap<usize, usize> = force
+                .iter()
+                .map(|&(child, parent)| (child % n, parent % n))
+                .filter(|(child, parent)| child != parent && *child != 0)
+                .collect();
+            let wishes = Wishes {
+                favoured: Some((&present, favour)),
+                barred: Some(&barred),
+                forced: Some(&forced),
+            };
+            let wished = CostMatrix::from_fn(n, |parent, child| {
+                let only = forced.get(&child);
+                if only.is_some_and(|&only| only != parent) {
+                    f64::INFINITY
+                } else if present.parent(child) == Some(parent) {
+                    (cost.get(parent, child) - favour).max(0.0)
+                } else if barred.contains_key(&(child, parent)) {
+                    f64::INFINITY
+                } else {
+                    cost.get(parent, child)
+                }
+            });
+            let grown = field.grow(0, &rules, &wishes);
+            prop_assume!(!grown.rehung);
+            assert_is(&grown, &plain_tree(&wished, 0, &rules));
+        }
+    }
+
+    #[test]
+    fn on_large_networks_and_after_changes_the_trees_are_those_of_the_plain_algorithm() {
+        let mut rng = rand_pcg::Pcg64::seed_from_u64(5);
+        let mut cost = metric_costs(150, 8, 0.1);
+        let mut field = Field::new(cost.clone());
+        let rules = TreeRules::default();
+        for _ in 0..4 {
+            for root in (0..150).step_by(7) {
+                let grown = field.grow(root, &rules, &Wishes::default());
+                assert_is(&grown, &plain_tree(&cost, root, &rules));
+            }
+            let changes: Vec<(usize, usize, f64)> = (0..500)
+                .map(|_| {
+                    let link = (rng.random_range(0..150), rng.random_range(0..150));
+                    (link.0, link.1, rng.random_range(0.0..200.0))
+                })
+                .collect();
+            for &(from, to, ms) in &changes {
+                cost.set(from, to, ms);
+            }
+            field.update(changes.into_iter());
+        }
+    }
+
+    #[test]
+    fn costs_of_any_size_are_rounded_to_the_safe_side() {
+        for cost in [
+            0.0, 1e-300, 1e-40, 0.1, 1.0, 151.125, 1e9, 1e36, 1e38, 1e300,
+        ] {
+            assert!(f64::from(rounded_down(cost)) <= cost);
+            assert!(f64::from(rounded_up(cost)) > cost);
+            assert!(rounded_down(cost).is_finite());
+            assert!(rounded_down(cost) < rounded_up(cost));
+        }
+        assert_eq!(rounded_down(f64::INFINITY), f32::INFINITY);
     }
 }

@@ -223,11 +223,8 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
         known[relay] = -1.0;
         for &(base, hop) in &hops {
             let onwards = cost.row(usize::from(hop));
-            low.scan(usize::from(hop), base, &mut known, |first, block| {
-                for (to, known) in (first..).zip(block) {
-                    if *known < 0.0 || to == usize::from(hop) {
-                        continue;
-                    }
+            low.scan(usize::from(hop), base, &mut known, |to, known| {
+                if to != usize::from(hop) {
                     offer(&mut lists[to], to, base + onwards[to], hop);
                     *known = rounded_up(lists[to][CANDIDATES - 1].0);
                 }
@@ -245,14 +242,17 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
 /// Puts a hop where it belongs in a list of the best three.
 fn offer(list: &mut [(f64, u16); CANDIDATES], to: usize, total: f64, hop: u16) {
     let direct = to as u16;
-    let key = |&(cost, hop): &(f64, u16)| (cost, hop != direct, hop);
-    let new = (total, hop);
-    if !total.is_finite() {
-        return;
-    }
-    if let Some(place) = list.iter().position(|known| key(&new) < key(known)) {
-        list[place..].rotate_right(1);
-        list[place] = new;
+    let before = |a: &(f64, u16), b: &(f64, u16)| match a.0 == b.0 {
+        true => (a.1 != direct, a.1) < (b.1 != direct, b.1),
+        false => a.0 < b.0,
+    };
+    let mut new = (total, hop);
+    if total.is_finite() {
+        for known in list {
+            if before(&new, known) {
+                std::mem::swap(known, &mut new);
+            }
+        }
     }
 }
 
@@ -348,8 +348,13 @@ mod tests {
                             .collect();
                         all.sort_by(f64::total_cmp);
                         all.truncate(2);
-                        let kept: Vec<usize> =
-                            lists.for_failing(relay, to, failing).take(2).collect();
+                        // Those with one more link to go.
+                        let near = |&hop: &usize| hop == to || cost.is_up(hop, to);
+                        let kept: Vec<usize> = lists
+                            .for_failing(relay, to, failing)
+                            .take_while(near)
+                            .take(2)
+                            .collect();
                         prop_assert!(!kept.contains(&relay) && !kept.contains(&failing));
                         let costs: Vec<f64> =
                             kept.iter().map(|&hop| total(relay, hop, to)).collect();
