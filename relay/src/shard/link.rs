@@ -289,7 +289,7 @@ impl Shard {
     /// Sends the next probe of a link, and looks whether the peer still answers.
     pub(super) fn probe_due(&mut self, key: ConnKey, now: Instant) {
         let now_us = self.micros(now);
-        let oldest_stamped = self.tables.active;
+        let oldest_stamped = self.tables.oldest_stamped();
         let jitter = self.rng.random_range(0.9..1.1);
         let Some(conn) = self.conn_mut(key) else {
             return;
@@ -361,6 +361,9 @@ impl Shard {
             return;
         };
         link.probing.on_probe(now_us, &fields(&probe));
+        if let Some(peer) = link.peer {
+            self.note_stamped(peer, probe.oldest_stamped, now);
+        }
         self.judge(key, now);
     }
 
@@ -386,6 +389,9 @@ impl Shard {
                 tracing::info!(peer = name, state = ?after, "link");
                 self.metrics.link_changes.inc();
                 self.report_links(now);
+                if after == LinkState::Down {
+                    self.requeue(key, now);
+                }
             }
         } else if link
             .down_since

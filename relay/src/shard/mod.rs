@@ -29,7 +29,7 @@ use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    CloseCode, DropReason, Locator, RelayIndex, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
@@ -45,6 +45,7 @@ use self::{
 use crate::{
     directory::{Directory, RENEWAL},
     metrics::Metrics,
+    queue::Queued,
     tables::Tables,
 };
 
@@ -53,6 +54,9 @@ pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VE
 
 /// How often links are reported to the controller.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
+/// what it has stamped has arrived.
+const STAMPED_FOR: Duration = Duration::from_secs(60);
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
@@ -134,8 +138,15 @@ pub(crate) enum News {
         sessions: usize,
         /// Filled in by the driver, which knows when it waits. Parts per thousand.
         busy_permille: u32,
+        /// What own sessions have sent since the start, by the destination's relay index.
+        demand: Vec<ClassBytes>,
+        /// The oldest plan that neighbours stamp; [`PlanId::NONE`] while none has said so.
+        oldest_stamped: PlanId,
     },
 }
+
+/// Payload bytes by class.
+pub(crate) type ClassBytes = [u64; Class::ALL.len()];
 
 /// The data plane of one core.
 pub(crate) struct Shard {
@@ -155,6 +166,10 @@ pub(crate) struct Shard {
     /// Messages from this relay to itself.
     own_messages: VecDeque<control::RelayMessage>,
     peers: BTreeMap<RelayIndex, Peer>,
+    /// The oldest plan that each neighbour stamps, and when it said so.
+    stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
+    /// By the destination's relay index.
+    demand: Vec<ClassBytes>,
     /// By slot - 1: generation and connection.
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
@@ -171,6 +186,8 @@ pub(crate) struct Shard {
     now: Instant,
     wall: SystemTime,
     draining: bool,
+    /// Everything is being closed.
+    stopping: bool,
     news: VecDeque<News>,
     buffer: Vec<u8>,
 }
@@ -205,6 +222,8 @@ impl Shard {
             inbox: VecDeque::new(),
             own_messages: VecDeque::new(),
             peers: BTreeMap::new(),
+            stamped: BTreeMap::new(),
+            demand: Vec::new(),
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
@@ -218,6 +237,7 @@ impl Shard {
             now,
             wall,
             draining: false,
+            stopping: false,
             news: VecDeque::new(),
             buffer: Vec::new(),
         }
@@ -275,6 +295,7 @@ impl Shard {
             }
             Command::Drain { deadline } => self.drain(deadline, now),
             Command::Close => {
+                self.stopping = true;
                 for port in Port::ALL {
                     for key in self.endpoints(port).keys() {
                         self.close(key, CloseCode::Draining, "the relay stops", now);
@@ -364,6 +385,9 @@ impl Shard {
         self.metrics
             .plan_number
             .set(i64::from(self.tables.active.number));
+        self.metrics
+            .stamped_share
+            .set(i64::from(self.tables.stamping.share));
     }
 
     fn drain(&mut self, deadline: Duration, now: Instant) {
@@ -621,11 +645,43 @@ impl Shard {
             .sum();
         self.metrics.queue_packets.set(queued as i64);
         let sessions = self.sessions;
+        let oldest_stamped = self.oldest_stamped_elsewhere(now);
         self.news.push_back(News::Links {
             links,
             sessions,
             busy_permille: 0,
+            demand: self.demand.clone(),
+            oldest_stamped,
         });
+    }
+
+    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
+    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
+        if oldest == PlanId::NONE {
+            self.stamped.remove(&peer);
+        } else {
+            self.stamped.insert(peer, (oldest, now));
+        }
+    }
+
+    fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
+        self.stamped
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
+        let plans = self.stamped.values().map(|&(plan, _)| plan);
+        plans.min().unwrap_or(PlanId::NONE)
+    }
+
+    /// Counts what own sessions send to clients of other relays.
+    fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
+        // Indices beyond the list of relays are none of a relay.
+        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
+            return;
+        }
+        let index = destination.as_usize();
+        if self.demand.len() <= index {
+            self.demand.resize(index + 1, ClassBytes::default());
+        }
+        self.demand[index][class as usize] += bytes as u64;
     }
 
     /// Closes a connection. What belongs to it ends at once.
@@ -638,7 +694,8 @@ impl Shard {
         }
     }
 
-    /// A connection carries nothing any more: its session or link ends, its queue is dropped.
+    /// A connection carries nothing any more: its session or link ends. A link's queue goes another
+    /// way, a session's is dropped.
     pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
         let metrics = self.metrics.clone();
         let Some(conn) = self.conn_mut(key) else {
@@ -648,9 +705,7 @@ impl Shard {
             return;
         }
         conn.alive = false;
-        for _ in conn.queue.drain() {
-            metrics.count_drop(DropReason::ConnectionClosed);
-        }
+        let waiting: Vec<Queued> = conn.queue.drain().collect();
         let (slot, peer) = match &conn.role {
             Role::Session(session) => (Some(session.slot), None),
             Role::Link(link) => (None, link.peer),
@@ -661,6 +716,13 @@ impl Shard {
         }
         if let Some(peer) = peer {
             self.link_over(key, peer, now);
+        }
+        if slot.is_none() && !self.stopping {
+            self.forward_again(waiting, now);
+        } else {
+            for _ in waiting {
+                metrics.count_drop(DropReason::ConnectionClosed);
+            }
         }
     }
 
