@@ -569,6 +569,7 @@ impl Shard {
                     else {
                         break;
                     };
+                    conn.sent(transmit.size);
                     if !send(key.port, &transmit, &buffer[..transmit.size]) {
                         // The datagram itself is kept by who said so.
                         room = false;
