@@ -36,7 +36,7 @@ impl FlowHash {
 /// Scales 32 random bits to a range by multiplication (Lemire, "Fast random integer generation in an
 /// interval", 2019; the bias is below `of`/2³²).
 fn draw(bits: u32, of: u32) -> u32 {
-    (u64::from(bits) * u64::from(of) >> 32) as u32
+    ((u64::from(bits) * u64::from(of)) >> 32) as u32
 }
 
 fn mix(mut z: u64) -> u64 {

@@ -65,7 +65,7 @@ impl Held {
                 self.insert(plan, now);
             }
         }
-        let kept = state.stamping.clone().unwrap_or_default();
+        let kept = state.stamping.unwrap_or_default();
         let order = kept.order;
         let whole = Activate {
             plan: state.plan.as_ref().and_then(|part| part.plan),

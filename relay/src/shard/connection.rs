@@ -23,9 +23,9 @@ pub(super) const SESSION_STREAMS: usize = 8;
 /// Message streams towards a relay.
 pub(super) const LINK_STREAMS: usize = 32;
 /// Most bytes of messages waiting for one client.
-const SESSION_MESSAGE_BYTES: usize = 1 << 20;
+const SESSION_MESSAGE_BYTES: usize = 2 << 20;
 /// Most bytes of messages waiting for one link.
-const LINK_MESSAGE_BYTES: usize = 16 << 20;
+const LINK_MESSAGE_BYTES: usize = 32 << 20;
 /// Most bytes of control messages waiting for one connection: whoever reads none for so long is
 /// not talking to us.
 const MAX_CONTROL_BYTES: usize = 1 << 20;
