@@ -47,6 +47,9 @@ impl Shard {
                     self.metrics.count_drop(DropReason::NoWay);
                     return;
                 };
+                if packet.header.kind != Kind::Control {
+                    self.link_carries(key, now);
+                }
                 self.enqueue(key, Queued { packet, handle: 0 }, now);
             }
             Verdict::Drop(reason) => {

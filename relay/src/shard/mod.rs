@@ -9,6 +9,8 @@ mod connection;
 mod endpoints;
 mod forward;
 mod link;
+mod probing;
+mod report;
 mod requests;
 mod session;
 mod timers;
@@ -39,6 +41,7 @@ use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
     link::Peer,
+    probing::PlanUse,
     requests::Request,
     timers::Timers,
 };
@@ -52,8 +55,6 @@ use crate::{
 /// What we call ourselves to others.
 pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
 
-/// How often links are reported to the controller.
-const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
 /// what it has stamped has arrived.
 const STAMPED_FOR: Duration = Duration::from_secs(60);
@@ -68,10 +69,13 @@ const MAX_HANDSHAKES: usize = 5_000;
 enum TimerKey {
     Quic(ConnKey),
     Probe(ConnKey),
+    Silence(ConnKey),
     Greeting(ConnKey),
+    Dialled(ConnKey),
     Dial(RelayIndex),
     Request(u64),
     Report,
+    ReportSoon,
     Renewal,
 }
 
@@ -170,6 +174,11 @@ pub(crate) struct Shard {
     stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
     /// By the destination's relay index.
     demand: Vec<ClassBytes>,
+    /// What the stamped plan makes of them.
+    plan_use: PlanUse,
+    /// When links were last reported, and when they are next out of turn.
+    reported_at: Option<Instant>,
+    report_at: Option<Instant>,
     /// By slot - 1: generation and connection.
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
@@ -224,6 +233,9 @@ impl Shard {
             peers: BTreeMap::new(),
             stamped: BTreeMap::new(),
             demand: Vec::new(),
+            plan_use: PlanUse::default(),
+            reported_at: None,
+            report_at: None,
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
@@ -375,6 +387,11 @@ impl Shard {
             }
         }
         self.update_peers(now);
+        self.plan_use = self
+            .tables
+            .active_plan()
+            .map_or_else(PlanUse::default, |plan| PlanUse::of(&plan.part));
+        self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_since = now;
             self.announce_all(now);
@@ -477,6 +494,7 @@ impl Shard {
 
     /// Lets a connection work: endpoint events, then what it has for us.
     fn drive(&mut self, key: ConnKey) {
+        let now_us = self.micros(self.now);
         let inbox = &mut self.inbox;
         let endpoints = match key.port {
             Port::Client => &mut self.clients,
@@ -497,6 +515,9 @@ impl Shard {
             }
         }
         conn.read(|input| inbox.push_back((key, input)));
+        if let Role::Link(link) = &mut conn.role {
+            link.probing.observe(&conn.quic.stats(), now_us);
+        }
         // Not before what it carried has been ended: the news of a timeout, which drains at once,
         // still lies in the inbox.
         if conn.over && conn.quic.is_drained() {
@@ -613,15 +634,19 @@ impl Shard {
                 }
             }
             TimerKey::Probe(key) => self.probe_due(key, now),
+            TimerKey::Silence(key) => self.silence_due(key, now),
             TimerKey::Greeting(key) => self.greeting_due(key, now),
+            TimerKey::Dialled(key) => self.dialled(key, now),
             TimerKey::Dial(index) => self.dial(index, now),
             TimerKey::Request(id) => self.try_request(id, now),
             TimerKey::Report => {
+                self.share_budget(now);
                 self.report_links(now);
                 self.close_expired(now);
                 self.sweep_requests(now);
-                self.timers.push(now + REPORT_PERIOD, TimerKey::Report);
+                self.timers.push(now + report::PERIOD, TimerKey::Report);
             }
+            TimerKey::ReportSoon => self.report_due(now),
             TimerKey::Renewal => {
                 self.announce_all(now);
                 self.directory.sweep(now);
@@ -630,30 +655,6 @@ impl Shard {
                 self.timers.push(now + RENEWAL, TimerKey::Renewal);
             }
         }
-    }
-
-    pub(super) fn report_links(&mut self, now: Instant) {
-        let links = self.link_states(now);
-        let up = links
-            .iter()
-            .filter(|link| link.state == control::link_state::State::Up as i32)
-            .count();
-        self.metrics.links_up.set(up as i64);
-        let queued: usize = [&self.clients, &self.links]
-            .into_iter()
-            .flat_map(|endpoints| endpoints.conns.iter().flatten())
-            .map(|conn| conn.queue.len())
-            .sum();
-        self.metrics.queue_packets.set(queued as i64);
-        let sessions = self.sessions;
-        let oldest_stamped = self.oldest_stamped_elsewhere(now);
-        self.news.push_back(News::Links {
-            links,
-            sessions,
-            busy_permille: 0,
-            demand: self.demand.clone(),
-            oldest_stamped,
-        });
     }
 
     /// Notes what a neighbour's probe says: the oldest plan that it stamps.
