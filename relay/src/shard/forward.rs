@@ -9,6 +9,7 @@ use tradewind_proto::{
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
+use tradewind_routing::NeighbourState;
 
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
@@ -113,12 +114,18 @@ impl Shard {
     }
 
     fn link_is_up(&self, relay: RelayIndex) -> bool {
-        self.peers
+        self.link_health(relay) != NeighbourState::Down
+    }
+
+    /// How the link to a relay is.
+    pub(super) fn link_health(&self, relay: RelayIndex) -> NeighbourState {
+        let conn = self
+            .peers
             .get(&relay)
-            .and_then(|peer| self.conn(peer.conn?))
-            .is_some_and(|conn| match &conn.role {
-                Role::Link(link) => conn.alive && link.is_up(),
-                Role::Session(_) => false,
-            })
+            .and_then(|peer| self.conn(peer.conn?));
+        match conn.map(|conn| (&conn.role, conn.alive)) {
+            Some((Role::Link(link), true)) => link.health(),
+            _ => NeighbourState::Down,
+        }
     }
 }
