@@ -6,26 +6,12 @@ use tradewind_proto::{
     DropReason, Locator, RelayIndex, Uplink,
     packet::{Destination, LinkHeader, MAX_DEFLECTIONS},
 };
+use tradewind_routing::NeighbourState as Neighbour;
 
 use crate::{plan::Candidate, tables::Tables};
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
-
-/// How it stands with the links to another relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)] // Degraded: when links tell it
-pub(crate) enum Neighbour {
-    /// Packets get there as they normally do.
-    Up,
-    /// Brownout: they get there, but far worse than is normal.
-    Degraded {
-        /// What the link costs now beyond its normal cost, microseconds-equivalent.
-        extra_us: u32,
-    },
-    /// They do not get there.
-    Down,
-}
 
 /// Why a packet has left its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@
 //!      ─▶ Planner ─ PlanTables { in-trees, out-trees, backups }
 //! ```
 
+pub mod brownout;
 pub mod budget;
 pub mod clock_sync;
 pub mod cost;
@@ -32,6 +33,7 @@ mod window;
 #[cfg(test)]
 mod testing;
 
+pub use brownout::{Brownout, NeighbourState};
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use estimator::{
