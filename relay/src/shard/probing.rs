@@ -108,7 +108,7 @@ impl Probing {
             self.session.on_traffic(now_us);
         }
         // Packets that carry nothing but acknowledgements are not missed when they are lost.
-        let carried = stats.frame_tx.datagram + stats.frame_tx.stream;
+        let carried = stats.frame_tx.datagram + stats.frame_tx.stream + stats.frame_tx.ping;
         let sent = stats.path.sent_packets.min(carried);
         self.session
             .on_counts(now_us, sent, stats.path.lost_packets);
