@@ -26,5 +26,5 @@ mod transport;
 
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};
-pub use relay::{Placement, Relay, RelaySettings, StartError};
+pub use relay::{Placement, Relay, RelaySettings, StartError, UplinkSettings};
 pub use resolve::{ResolveError, resolve};
