@@ -1,28 +1,40 @@
-//! Where a packet goes next. Pure: a header, the tables, and which links are up.
+//! Where a packet goes next. Pure: a header, the tables, and the state of the neighbours.
 //!
 //! The second of the three rooms of a packet's way: *link or session → forwarder → queue*.
 
 use tradewind_proto::{
-    DropReason, Locator, RelayIndex,
-    packet::{Destination, LinkHeader, MAX_DEFLECTIONS},
+    DropReason, Locator, RelayIndex, Uplink,
+    packet::{Destination, LinkHeader},
 };
+use tradewind_routing::{LinkHealth, NeighbourState, NextHop, Situation, next_hop};
 
 use crate::tables::Tables;
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
 
+/// Why a packet has left its tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deflection {
+    /// The next hop is down.
+    Failure,
+    /// The next hop is far worse than normal, and another way is better now.
+    Brownout,
+}
+
 /// What to do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It is for a session here, or for this relay itself.
     Local(Locator),
-    /// Send it over the link to this relay.
+    /// Send it over a link to this relay.
     Link {
         /// The next relay.
         next: RelayIndex,
+        /// The uplink to take to it while that is as good as the others.
+        uplink: Uplink,
         /// The packet has left its tree here.
-        deflected: bool,
+        deflected: Option<Deflection>,
     },
     /// It goes no further.
     Drop(DropReason),
@@ -30,14 +42,17 @@ pub(crate) enum Verdict {
 
 /// Decides where a packet goes next.
 ///
-/// A packet follows the tree of the plan it is stamped with. When the next hop's link is down it is
-/// deflected: to the plan's backup, and from there directly to the destination; at most twice, and
-/// never to a relay it has passed (so nothing can loop). A packet with a plan that is not held here
-/// goes by the direct link.
+/// A packet follows the tree of the plan it is stamped with, by the rule of
+/// [`tradewind_routing::next_hop`]. When the next hop is down, or degraded and dearer than a
+/// candidate, the packet is deflected: to one of the plan's candidates, and from there directly to
+/// the destination; at most twice, never to a relay it has passed (so nothing can loop), and only to
+/// candidates of the rule set that its tree obeys. The direct link to the destination crosses nobody:
+/// it is within every rule set, and the last resort. A packet with a plan that is not held here goes
+/// by the direct link.
 pub(crate) fn route(
     header: &LinkHeader,
     tables: &Tables,
-    is_up: impl Fn(RelayIndex) -> bool,
+    neighbour: impl Fn(RelayIndex) -> NeighbourState,
 ) -> Verdict {
     let Destination::Session(destination) = header.destination else {
         // Groups are not formed yet: no ingress edge stamps such a packet.
@@ -51,34 +66,62 @@ pub(crate) fn route(
         return Verdict::Drop(DropReason::HopLimit);
     }
     let plan = tables.plan(header.plan);
-    let by_tree = if header.deflections == 0 {
-        plan.and_then(|plan| plan.next_hop(header.profile, header.tree, target))
-            .unwrap_or(target)
-    } else {
-        target
-    };
-    if header.has_visited(by_tree) {
-        return Verdict::Drop(DropReason::Loop);
-    }
-    if is_up(by_tree) {
-        return Verdict::Link {
-            next: by_tree,
-            deflected: false,
-        };
-    }
-    if header.deflections >= MAX_DEFLECTIONS {
-        return Verdict::Drop(DropReason::NoWay);
-    }
-    let usable = |&relay: &RelayIndex| {
-        relay != by_tree && relay != tables.me && !header.has_visited(relay) && is_up(relay)
-    };
-    let backups = plan.map_or(&[][..], |plan| plan.backups(target));
-    match backups.iter().copied().chain([target]).find(usable) {
-        Some(next) => Verdict::Link {
-            next,
-            deflected: true,
+    let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
+    let candidates = plan.map_or(&[][..], |plan| {
+        let rules = plan.rules_of(header.profile, header.tree);
+        plan.candidates(header.profile, rules, target)
+    });
+    let decision = next_hop(
+        &Situation {
+            destination: target,
+            by_tree: hop.map(|hop| (hop.next, f64::from(hop.cost_us))),
+            deflections: header.deflections,
         },
-        None => Verdict::Drop(DropReason::NoWay),
+        candidates.iter().map(|candidate| match candidate.cost_us {
+            // Nobody knows that it would be cheaper than a degraded link.
+            0 => (candidate.relay, f64::INFINITY),
+            cost_us => (candidate.relay, f64::from(cost_us)),
+        }),
+        |relay| health(neighbour(relay)),
+        |relay| relay == tables.me || header.has_visited(relay),
+    );
+    match decision {
+        NextHop::Forward {
+            next,
+            deflected: false,
+        } => Verdict::Link {
+            next,
+            uplink: hop
+                .filter(|hop| hop.next == next && header.deflections == 0)
+                .map_or(Uplink(0), |hop| hop.uplink),
+            deflected: None,
+        },
+        NextHop::Forward { next, .. } => {
+            let by_tree = hop.filter(|_| header.deflections == 0);
+            let way = by_tree.map_or(target, |hop| hop.next);
+            let reason = match neighbour(way) {
+                NeighbourState::Degraded { .. } => Deflection::Brownout,
+                _ => Deflection::Failure,
+            };
+            Verdict::Link {
+                next,
+                uplink: Uplink(0),
+                deflected: Some(reason),
+            }
+        }
+        NextHop::Loop => Verdict::Drop(DropReason::Loop),
+        NextHop::NoWay => Verdict::Drop(DropReason::NoWay),
+    }
+}
+
+/// Costs are microseconds-equivalents here.
+fn health(state: NeighbourState) -> LinkHealth {
+    match state {
+        NeighbourState::Up => LinkHealth::Up,
+        NeighbourState::Degraded { extra_us } => LinkHealth::Degraded {
+            extra: f64::from(extra_us),
+        },
+        NeighbourState::Down => LinkHealth::Down,
     }
 }
 
@@ -87,11 +130,11 @@ mod tests {
     use tradewind_proto::{
         Class, PlanId,
         control::{Backup, PlanName, PlanPart, ProfileTable, RelayInfo, TreeTable},
-        packet::{Kind, MAX_PASSED},
+        packet::{Kind, MAX_DEFLECTIONS, MAX_PASSED},
     };
 
     use super::*;
-    use crate::tables::Plan;
+    use crate::plan::Plan;
 
     const ME: RelayIndex = RelayIndex(0);
 
@@ -111,13 +154,29 @@ mod tests {
                 .collect(),
             profiles: vec![ProfileTable {
                 profile: 0,
-                trees: vec![TreeTable {
-                    next_hop: vec![0, 1, 2, 1, 65_535],
-                    ..Default::default()
-                }],
+                trees: vec![
+                    TreeTable {
+                        next_hop: vec![0, 1, 2, 1, 65_535],
+                        cost_us: vec![0, 10_000, 10_000, 30_000, 0],
+                        ..Default::default()
+                    },
+                    // Relay 2 must not be crossed.
+                    TreeTable {
+                        next_hop: vec![0, 1, 2, 1, 4],
+                        rules: 1,
+                        ..Default::default()
+                    },
+                ],
                 backups: vec![Backup {
                     destination: 3,
                     relays: vec![1, 2, 4],
+                    cost_us: vec![30_000, 45_000, 60_000],
+                    ..Default::default()
+                }],
+                restricted_backups: vec![Backup {
+                    destination: 3,
+                    relays: vec![1, 4],
+                    rules: 1,
                     ..Default::default()
                 }],
                 ..Default::default()
@@ -126,7 +185,7 @@ mod tests {
         };
         let mut tables = Tables::default();
         tables.me = ME;
-        tables.hold(Plan::from_part(&part).expect("a good plan"));
+        tables.insert(Plan::from_part(&part).expect("a good plan"));
         tables
     }
 
@@ -162,18 +221,34 @@ mod tests {
         }
     }
 
-    fn link(next: u16, deflected: bool) -> Verdict {
+    fn link(next: u16, deflected: Option<Deflection>) -> Verdict {
         Verdict::Link {
             next: RelayIndex(next),
+            uplink: Uplink(0),
             deflected,
+        }
+    }
+
+    fn all_up(_: RelayIndex) -> NeighbourState {
+        NeighbourState::Up
+    }
+
+    /// All are up but these.
+    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> NeighbourState + '_ {
+        |relay| {
+            if dead.contains(&relay.0) {
+                NeighbourState::Down
+            } else {
+                NeighbourState::Up
+            }
         }
     }
 
     #[test]
     fn a_packet_follows_the_tree_of_its_plan() {
-        assert_eq!(route(&header(3), &tables(), |_| true), link(1, false));
+        assert_eq!(route(&header(3), &tables(), all_up), link(1, None));
         assert!(matches!(
-            route(&header(0), &tables(), |_| true),
+            route(&header(0), &tables(), all_up),
             Verdict::Local(_)
         ));
     }
@@ -182,31 +257,93 @@ mod tests {
     fn a_packet_of_an_unknown_plan_goes_by_the_direct_link() {
         let mut packet = header(3);
         packet.plan.number = 7;
-        assert_eq!(route(&packet, &tables(), |_| true), link(3, false));
+        assert_eq!(route(&packet, &tables(), all_up), link(3, None));
     }
 
     #[test]
     fn a_dead_next_hop_deflects_to_the_backup_and_from_there_directly() {
-        let dead = |relay: RelayIndex| relay.0 != 1;
-        assert_eq!(route(&header(3), &tables(), dead), link(2, true));
+        let dead = down(&[1]);
+        assert_eq!(
+            route(&header(3), &tables(), dead),
+            link(2, Some(Deflection::Failure))
+        );
         let mut deflected = header(3);
         deflected.deflections = 1;
-        assert_eq!(route(&deflected, &tables(), |_| true), link(3, false));
+        assert_eq!(route(&deflected, &tables(), all_up), link(3, None));
     }
 
     #[test]
     fn a_deflection_never_goes_back_to_a_relay_the_packet_has_passed() {
         let mut packet = header(3);
         assert!(packet.pass(RelayIndex(2)));
-        let dead = |relay: RelayIndex| relay.0 != 1;
-        assert_eq!(route(&packet, &tables(), dead), link(4, true));
+        let dead = down(&[1]);
+        assert_eq!(
+            route(&packet, &tables(), dead),
+            link(4, Some(Deflection::Failure))
+        );
+    }
+
+    #[test]
+    fn a_packet_of_a_restricted_tree_is_deflected_within_its_rules() {
+        let mut packet = header(3);
+        packet.tree = 1;
+        let dead = down(&[1]);
+        assert_eq!(
+            route(&packet, &tables(), dead),
+            link(4, Some(Deflection::Failure))
+        );
+        // Nobody but the destination itself is left: by the direct link, which crosses nobody.
+        let dead = down(&[1, 4]);
+        assert_eq!(
+            route(&packet, &tables(), dead),
+            link(3, Some(Deflection::Failure))
+        );
+    }
+
+    #[test]
+    fn a_brownout_deflects_only_to_what_is_cheaper_than_the_link_is_now() {
+        let degraded = |extra_us: u32| {
+            move |relay: RelayIndex| match relay.0 {
+                1 => NeighbourState::Degraded { extra_us },
+                _ => NeighbourState::Up,
+            }
+        };
+        // 30 ms by the tree and 45 ms over relay 2.
+        let brownout = Some(Deflection::Brownout);
+        assert_eq!(
+            route(&header(3), &tables(), degraded(15_001)),
+            link(2, brownout)
+        );
+        assert_eq!(
+            route(&header(3), &tables(), degraded(15_000)),
+            link(1, None)
+        );
+        // Where all are bad, the bad link is used.
+        let all = |_: RelayIndex| NeighbourState::Degraded { extra_us: 90_000 };
+        assert_eq!(route(&header(3), &tables(), all), link(1, None));
+        // A packet that may not be deflected any more is not lost for it.
+        let mut tired = header(3);
+        tired.deflections = MAX_DEFLECTIONS;
+        assert_eq!(route(&tired, &tables(), all), link(3, None));
+    }
+
+    #[test]
+    fn a_degraded_backup_is_better_than_none() {
+        let state = |relay: RelayIndex| match relay.0 {
+            1 | 3 => NeighbourState::Down,
+            _ => NeighbourState::Degraded { extra_us: 1 },
+        };
+        assert_eq!(
+            route(&header(3), &tables(), state),
+            link(2, Some(Deflection::Failure))
+        );
     }
 
     #[test]
     fn after_two_deflections_there_is_no_way() {
         let mut packet = header(3);
         packet.deflections = MAX_DEFLECTIONS;
-        let dead = |relay: RelayIndex| relay.0 != 3;
+        let dead = down(&[3]);
         assert_eq!(
             route(&packet, &tables(), dead),
             Verdict::Drop(DropReason::NoWay)
@@ -218,13 +355,13 @@ mod tests {
         let mut packet = header(3);
         packet.hop_limit = 0;
         assert_eq!(
-            route(&packet, &tables(), |_| true),
+            route(&packet, &tables(), all_up),
             Verdict::Drop(DropReason::HopLimit)
         );
         let mut packet = header(3);
         assert!(packet.pass(RelayIndex(1)));
         assert_eq!(
-            route(&packet, &tables(), |_| true),
+            route(&packet, &tables(), all_up),
             Verdict::Drop(DropReason::Loop)
         );
     }

@@ -24,6 +24,8 @@ pub(crate) struct Packet {
     pub(crate) arrived: Instant,
     /// The packet left its tree here.
     pub(crate) deflected: bool,
+    /// Uplink of the link it came over; 0 at the origin.
+    came_over: u8,
 }
 
 impl Packet {
@@ -43,6 +45,7 @@ impl Packet {
             payload_at,
             arrived: now,
             deflected: false,
+            came_over: header.uplink,
         })
     }
 
@@ -55,6 +58,24 @@ impl Packet {
             payload_at,
             arrived: now,
             deflected: false,
+            came_over: 0,
+        }
+    }
+
+    /// Makes it what it was before this relay (`me`) forwarded it: it has not left, and is to be
+    /// forwarded anew.
+    pub(crate) fn take_back(&mut self, me: RelayIndex) {
+        let header = &mut self.header;
+        header.hop_limit += 1;
+        if std::mem::take(&mut self.deflected) {
+            header.deflections -= 1;
+        }
+        // The origin is not among those passed.
+        if header.sender.relay != me
+            && let Some(last) = header.passed_count().checked_sub(1)
+            && header.passed[last] == me
+        {
+            header.passed[last] = RelayIndex::NONE;
         }
     }
 
@@ -130,7 +151,7 @@ impl Packet {
     pub(crate) fn record_hop(&mut self, me: RelayIndex, now: Instant) {
         let hop = TraceRecord {
             relay: me,
-            uplink: self.header.uplink,
+            uplink: self.came_over,
             deflected: self.deflected,
             age_us: micros(self.age_at(now)),
         };
@@ -322,6 +343,21 @@ mod tests {
         assert_eq!(payload.as_ptr(), payload_at);
         assert_eq!(head[..4], (LinkHeader::LEN as u32 + 7).to_be_bytes());
         assert_eq!(head.len(), 4 + LinkHeader::LEN);
+    }
+
+    #[test]
+    fn a_packet_taken_back_is_as_it_came() {
+        let now = start();
+        let raw = on_the_wire(false, b"payload");
+        let came = Packet::from_link(raw, now).expect("a packet");
+        let mut packet = came.clone();
+        assert!(packet.header.pass(ME));
+        packet.header.hop_limit -= 1;
+        packet.header.deflections += 1;
+        packet.deflected = true;
+        packet.take_back(ME);
+        assert_eq!(packet.header, came.header);
+        assert!(!packet.deflected);
     }
 
     #[test]

@@ -16,11 +16,15 @@
 //!      ─▶ next_hop (relay)
 //! ```
 
+pub mod brownout;
+pub mod budget;
 pub mod clock_sync;
 pub mod cost;
 pub mod demand;
+mod drift;
 pub mod estimator;
 mod grow;
+mod liveness;
 pub mod load;
 pub mod matrix;
 pub mod paths;
@@ -30,15 +34,19 @@ pub mod probe;
 pub mod reaction;
 pub mod tree;
 pub mod whatif;
+mod window;
 
 #[cfg(test)]
 mod testing;
 
+pub use brownout::{Brownout, NeighbourState};
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use demand::{DemandConfig, DemandMeter};
-pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
 pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
+pub use estimator::{
+    EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, LossCount, ProbeSample,
+};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
 pub use placement::{Placement, Progress, Stage};

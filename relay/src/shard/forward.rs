@@ -5,13 +5,15 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use tradewind_proto::{
-    DropReason, Locator, RelayIndex,
+    DropReason, Locator, RelayIndex, Uplink,
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
+use tradewind_routing::NeighbourState;
 
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
+    flow::FlowHash,
     forwarder::{self, Verdict},
     packet::Packet,
     queue::Queued,
@@ -21,11 +23,15 @@ impl Shard {
     /// Sends a packet on its way.
     pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
         let tables = self.tables.clone();
-        let verdict = forwarder::route(&packet.header, &tables, |relay| self.link_is_up(relay));
+        let verdict = forwarder::route(&packet.header, &tables, |relay| self.neighbour(relay));
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
             Verdict::Local(locator) => self.deliver(locator, packet, now),
-            Verdict::Link { next, deflected } => {
+            Verdict::Link {
+                next,
+                uplink,
+                deflected,
+            } => {
                 let header = &mut packet.header;
                 if header.sender.relay != tables.me && !header.pass(tables.me) {
                     self.metrics.count_drop(DropReason::HopLimit);
@@ -35,15 +41,19 @@ impl Shard {
                 if header.plan != tables.active && tables.plan(header.plan).is_none() {
                     self.metrics.unknown_plans.inc();
                 }
-                if deflected {
+                if let Some(reason) = deflected {
                     header.deflections += 1;
                     packet.deflected = true;
-                    self.metrics.deflections.inc();
+                    self.metrics.count_deflection(reason);
                 }
-                let Some(key) = self.peers.get(&next).and_then(|peer| peer.conn) else {
+                let Some((uplink, key)) = self.link_to(next, uplink) else {
                     self.metrics.count_drop(DropReason::NoWay);
                     return;
                 };
+                packet.header.uplink = uplink.0;
+                if packet.header.kind != Kind::Control {
+                    self.link_carries(key, now);
+                }
                 self.enqueue(key, Queued { packet, handle: 0 }, now);
             }
             Verdict::Drop(reason) => {
@@ -91,11 +101,25 @@ impl Shard {
                     payload.extend_from_slice(&Trace::encode(trace));
                 }
                 payload.extend_from_slice(&packet.payload());
+                // It keeps to the rules of the request, by a tree of the plan of here and now.
+                let asked = &packet.header;
+                let rules = self
+                    .tables
+                    .plan(asked.plan)
+                    .map_or(0, |plan| plan.rules_of(asked.profile, asked.tree));
+                let stamp = self.tables.stamp(
+                    FlowHash::new(asked.sender, asked.flow),
+                    asked.profile,
+                    asked.sender.relay,
+                    |_| rules,
+                );
                 let header = LinkHeader {
                     kind: Kind::EchoReply,
                     hop_limit: forwarder::HOP_LIMIT,
                     deflections: 0,
-                    plan: self.tables.active,
+                    plan: stamp.plan,
+                    profile: stamp.profile,
+                    tree: stamp.tree,
                     age_us: 0,
                     sender: Locator::relay_itself(me),
                     destination: Destination::Session(packet.header.sender),
@@ -109,13 +133,65 @@ impl Shard {
         }
     }
 
-    fn link_is_up(&self, relay: RelayIndex) -> bool {
-        self.peers
-            .get(&relay)
-            .and_then(|peer| self.conn(peer.conn?))
-            .is_some_and(|conn| match &conn.role {
-                Role::Link(link) => conn.alive && link.is_up(),
-                Role::Session(_) => false,
-            })
+    /// A link is down: what waits to be sent over it goes another way at once. (What QUIC has taken
+    /// already cannot be had back; resending from end to end covers it.)
+    pub(super) fn requeue(&mut self, key: ConnKey, now: Instant) {
+        let waiting: Vec<Queued> = self
+            .conn_mut(key)
+            .map_or_else(Vec::new, |conn| conn.queue.drain().collect());
+        self.forward_again(waiting, now);
+    }
+
+    /// Forwards what waited for a link that is no more. It is as much as one queue holds, and ends up
+    /// in other queues, which are bounded as well.
+    pub(super) fn forward_again(&mut self, waiting: Vec<Queued>, now: Instant) {
+        let me = self.tables.me;
+        for Queued { mut packet, .. } in waiting {
+            packet.take_back(me);
+            self.metrics.requeued.inc();
+            self.forward(packet, now);
+        }
+    }
+
+    /// How it stands with another relay: as with the best of the links to it.
+    pub(super) fn neighbour(&self, relay: RelayIndex) -> NeighbourState {
+        self.links_to(relay)
+            .map(|(.., state)| state)
+            .min_by_key(|&state| badness(state))
+            .unwrap_or(NeighbourState::Down)
+    }
+
+    /// The link to take to another relay: over the uplink that the plan wants while none is in better
+    /// health.
+    fn link_to(&self, relay: RelayIndex, wanted: Uplink) -> Option<(Uplink, ConnKey)> {
+        self.links_to(relay)
+            .min_by_key(|&(uplink, _, state)| (badness(state), uplink != wanted))
+            .map(|(uplink, key, _)| (uplink, key))
+    }
+
+    /// The links to a relay that are connected, by the number of the uplink.
+    fn links_to(
+        &self,
+        relay: RelayIndex,
+    ) -> impl Iterator<Item = (Uplink, ConnKey, NeighbourState)> + '_ {
+        let all = (relay, Uplink(u8::MIN))..=(relay, Uplink(u8::MAX));
+        self.peers.range(all).filter_map(|(&(_, uplink), peer)| {
+            let key = peer.conn?;
+            let conn = self.conn(key)?;
+            let state = match &conn.role {
+                Role::Link(link) if conn.alive => link.health(),
+                _ => NeighbourState::Down,
+            };
+            Some((uplink, key, state))
+        })
+    }
+}
+
+/// The order of preference, least first; and among degraded links by how much.
+fn badness(state: NeighbourState) -> (u8, u32) {
+    match state {
+        NeighbourState::Up => (0, 0),
+        NeighbourState::Degraded { extra_us } => (1, extra_us),
+        NeighbourState::Down => (2, 0),
     }
 }

@@ -1,5 +1,5 @@
 //! The data plane: one shard is a plain single-threaded value that owns its QUIC endpoints (one for
-//! clients, one for links), their connections, sessions and queues. It has no locks, no tasks, no
+//! clients, one for the links of each uplink), their connections, sessions and queues. It has no locks, no tasks, no
 //! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
 //!
 //! A packet's way: [`connection`] (decrypt, parse) → [`forward`] and [`crate::forwarder`] (which
@@ -9,6 +9,8 @@ mod connection;
 mod endpoints;
 mod forward;
 mod link;
+mod probing;
+mod report;
 mod requests;
 mod session;
 mod timers;
@@ -29,7 +31,7 @@ use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    CloseCode, DropReason, Locator, RelayIndex, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, Uplink, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
@@ -38,36 +40,48 @@ pub(crate) use self::endpoints::{ConnKey, Port, PortTraits};
 use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
-    link::Peer,
+    link::{Peer, PeerKey},
+    probing::PlanUse,
     requests::Request,
     timers::Timers,
 };
 use crate::{
     directory::{Directory, RENEWAL},
     metrics::Metrics,
+    queue::Queued,
     tables::Tables,
 };
 
 /// What we call ourselves to others.
 pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
 
-/// How often links are reported to the controller.
-const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
+/// what it has stamped has arrived.
+const STAMPED_FOR: Duration = Duration::from_secs(60);
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
 /// Connections in their handshake beyond which new ones are refused.
 const MAX_HANDSHAKES: usize = 5_000;
 
+/// Timers later than this are a stall.
+const STALL: Duration = Duration::from_millis(15);
+/// Links are not judged for as long after a stall as it took, but at most so long: what has waited
+/// has been worked off by then.
+const MOST_DISTRUST: Duration = Duration::from_millis(300);
+
 /// What a timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum TimerKey {
     Quic(ConnKey),
     Probe(ConnKey),
+    Silence(ConnKey),
     Greeting(ConnKey),
-    Dial(RelayIndex),
+    Dialled(ConnKey),
+    Dial(PeerKey),
     Request(u64),
     Report,
+    ReportSoon,
     Renewal,
 }
 
@@ -84,8 +98,10 @@ pub(crate) struct ShardConfig {
     pub(crate) client_server: Arc<ServerConfig>,
     pub(crate) link_server: Arc<ServerConfig>,
     pub(crate) link_client: quinn_proto::ClientConfig,
-    /// Whether each port's socket speaks IPv6, and whether it may fragment.
-    pub(crate) ports: [PortTraits; 2],
+    /// What the clients' socket can do.
+    pub(crate) client_port: PortTraits,
+    /// The uplinks, 0 first, and what the socket of each can do.
+    pub(crate) link_ports: Vec<(Uplink, PortTraits)>,
     pub(crate) limits: Limits,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
@@ -134,8 +150,15 @@ pub(crate) enum News {
         sessions: usize,
         /// Filled in by the driver, which knows when it waits. Parts per thousand.
         busy_permille: u32,
+        /// What own sessions have sent since the start, by the destination's relay index.
+        demand: Vec<ClassBytes>,
+        /// The oldest plan that neighbours stamp; [`PlanId::NONE`] while none has said so.
+        oldest_stamped: PlanId,
     },
 }
+
+/// Payload bytes by class.
+pub(crate) type ClassBytes = [u64; Class::ALL.len()];
 
 /// The data plane of one core.
 pub(crate) struct Shard {
@@ -146,7 +169,8 @@ pub(crate) struct Shard {
     directory: Arc<Directory>,
     tables: Arc<Tables>,
     clients: Endpoints,
-    links: Endpoints,
+    /// One for each uplink, in the order of their numbers.
+    links: Vec<Endpoints>,
     link_client: quinn_proto::ClientConfig,
     next_serial: u32,
     timers: Timers<TimerKey>,
@@ -154,7 +178,16 @@ pub(crate) struct Shard {
     inbox: VecDeque<(ConnKey, Input)>,
     /// Messages from this relay to itself.
     own_messages: VecDeque<control::RelayMessage>,
-    peers: BTreeMap<RelayIndex, Peer>,
+    peers: BTreeMap<PeerKey, Peer>,
+    /// The oldest plan that each neighbour stamps, and when it said so.
+    stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
+    /// By the destination's relay index.
+    demand: Vec<ClassBytes>,
+    /// What the stamped plan makes of them.
+    plan_use: PlanUse,
+    /// When links were last reported, and when they are next out of turn.
+    reported_at: Option<Instant>,
+    report_at: Option<Instant>,
     /// By slot - 1: generation and connection.
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
@@ -171,6 +204,8 @@ pub(crate) struct Shard {
     now: Instant,
     wall: SystemTime,
     draining: bool,
+    /// Everything is being closed.
+    stopping: bool,
     news: VecDeque<News>,
     buffer: Vec<u8>,
 }
@@ -178,14 +213,23 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
         let mut rng = config.rng;
-        let mut endpoints = |port: Port, server: Arc<ServerConfig>| {
-            let traits = config.ports[port as usize];
+        let mut endpoints = |port: Port, uplink, traits, server: Arc<ServerConfig>| {
             let mut endpoint = EndpointConfig::default();
             endpoint.rng_seed(Some(rng.random()));
-            Endpoints::new(port, endpoint, server, traits)
+            Endpoints::new(port, uplink, endpoint, server, traits)
         };
-        let clients = endpoints(Port::Client, config.client_server);
-        let links = endpoints(Port::Link, config.link_server);
+        let clients = endpoints(
+            Port::Client,
+            Uplink(0),
+            config.client_port,
+            config.client_server,
+        );
+        let links = (0..)
+            .zip(config.link_ports)
+            .map(|(nth, (uplink, traits))| {
+                endpoints(Port::Link(nth), uplink, traits, config.link_server.clone())
+            })
+            .collect();
         let mut timers = Timers::default();
         timers.push(now, TimerKey::Report);
         timers.push(now + RENEWAL, TimerKey::Renewal);
@@ -205,6 +249,11 @@ impl Shard {
             inbox: VecDeque::new(),
             own_messages: VecDeque::new(),
             peers: BTreeMap::new(),
+            stamped: BTreeMap::new(),
+            demand: Vec::new(),
+            plan_use: PlanUse::default(),
+            reported_at: None,
+            report_at: None,
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
@@ -218,6 +267,7 @@ impl Shard {
             now,
             wall,
             draining: false,
+            stopping: false,
             news: VecDeque::new(),
             buffer: Vec::new(),
         }
@@ -270,15 +320,19 @@ impl Shard {
                 self.clients
                     .endpoint
                     .set_server_config(Some(new.client_server));
-                self.links.endpoint.set_server_config(Some(new.link_server));
+                for links in &mut self.links {
+                    let server = new.link_server.clone();
+                    links.endpoint.set_server_config(Some(server));
+                }
                 self.link_client = new.link_client;
             }
             Command::Drain { deadline } => self.drain(deadline, now),
             Command::Close => {
-                for port in Port::ALL {
-                    for key in self.endpoints(port).keys() {
-                        self.close(key, CloseCode::Draining, "the relay stops", now);
-                    }
+                self.stopping = true;
+                let all = std::iter::once(&self.clients).chain(&self.links);
+                let keys: Vec<ConnKey> = all.flat_map(Endpoints::keys).collect();
+                for key in keys {
+                    self.close(key, CloseCode::Draining, "the relay stops", now);
                 }
             }
             Command::Inspect(reply) => {
@@ -302,10 +356,11 @@ impl Shard {
     ) {
         self.now = now;
         self.wall = wall;
+        self.notice_stall(now);
         while let Some(key) = self.timers.pop_due(now) {
             self.timer_due(key, now);
         }
-        for endpoints in [&mut self.clients, &mut self.links] {
+        for endpoints in std::iter::once(&mut self.clients).chain(&mut self.links) {
             while let Some((transmit, bytes)) = endpoints.responses.front() {
                 if !send(endpoints.port, transmit, bytes) {
                     return;
@@ -334,6 +389,19 @@ impl Shard {
         }
     }
 
+    /// When this process was late for its own timers, what waited meanwhile looks late as well, and
+    /// it is not the links that were slow.
+    fn notice_stall(&mut self, now: Instant) {
+        let late = self
+            .timers
+            .next()
+            .map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+        if late > STALL {
+            self.metrics.stalls.inc();
+            self.distrust_links(now, late.min(MOST_DISTRUST));
+        }
+    }
+
     /// When [`poll`](Self::poll) must be called again at the latest.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         self.timers.next()
@@ -354,6 +422,11 @@ impl Shard {
             }
         }
         self.update_peers(now);
+        self.plan_use = self
+            .tables
+            .active_plan()
+            .map_or_else(PlanUse::default, |plan| PlanUse::of(&plan.part));
+        self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_since = now;
             self.announce_all(now);
@@ -364,6 +437,9 @@ impl Shard {
         self.metrics
             .plan_number
             .set(i64::from(self.tables.active.number));
+        self.metrics
+            .stamped_share
+            .set(i64::from(self.tables.stamping.share));
     }
 
     fn drain(&mut self, deadline: Duration, now: Instant) {
@@ -412,7 +488,7 @@ impl Shard {
             Ok((handle, quic)) => {
                 let role = match port {
                     Port::Client => self.accepted_session(now),
-                    Port::Link => self.accepted_link(now),
+                    Port::Link(_) => self.accepted_link(port, now),
                 };
                 self.insert(port, handle, quic, role);
             }
@@ -453,10 +529,11 @@ impl Shard {
 
     /// Lets a connection work: endpoint events, then what it has for us.
     fn drive(&mut self, key: ConnKey) {
+        let now_us = self.micros(self.now);
         let inbox = &mut self.inbox;
         let endpoints = match key.port {
             Port::Client => &mut self.clients,
-            Port::Link => &mut self.links,
+            Port::Link(nth) => &mut self.links[usize::from(nth)],
         };
         if endpoints.serials.get(key.handle) != Some(&key.serial) {
             return;
@@ -473,6 +550,9 @@ impl Shard {
             }
         }
         conn.read(|input| inbox.push_back((key, input)));
+        if let Role::Link(link) = &mut conn.role {
+            link.probing.observe(&conn.quic.stats(), now_us);
+        }
         // Not before what it carried has been ended: the news of a timeout, which drains at once,
         // still lies in the inbox.
         if conn.over && conn.quic.is_drained() {
@@ -497,7 +577,7 @@ impl Shard {
                     self.handshake_over(key);
                     match key.port {
                         Port::Client => self.session_connected(key, now),
-                        Port::Link => self.link_connected(key, now),
+                        Port::Link(_) => self.link_connected(key, now),
                     }
                 }
                 (_, Input::Lost(reason)) => {
@@ -509,9 +589,9 @@ impl Shard {
                 (Port::Client, Input::Datagram(raw)) => self.session_packet(key, raw, false, now),
                 (Port::Client, Input::Packet(raw)) => self.session_packet(key, raw, true, now),
                 (Port::Client, Input::Control(frame)) => self.session_control(key, &frame, now),
-                (Port::Link, Input::Datagram(raw)) => self.link_datagram(key, raw, now),
-                (Port::Link, Input::Packet(raw)) => self.link_packet(key, raw, now),
-                (Port::Link, Input::Control(frame)) => self.link_control(key, &frame, now),
+                (Port::Link(_), Input::Datagram(raw)) => self.link_datagram(key, raw, now),
+                (Port::Link(_), Input::Packet(raw)) => self.link_packet(key, raw, now),
+                (Port::Link(_), Input::Control(frame)) => self.link_control(key, &frame, now),
             }
         }
         while let Some(message) = self.own_messages.pop_front() {
@@ -545,6 +625,7 @@ impl Shard {
                     else {
                         break;
                     };
+                    conn.sent(transmit.size);
                     if !send(key.port, &transmit, &buffer[..transmit.size]) {
                         // The datagram itself is kept by who said so.
                         room = false;
@@ -588,15 +669,19 @@ impl Shard {
                 }
             }
             TimerKey::Probe(key) => self.probe_due(key, now),
+            TimerKey::Silence(key) => self.silence_due(key, now),
             TimerKey::Greeting(key) => self.greeting_due(key, now),
-            TimerKey::Dial(index) => self.dial(index, now),
+            TimerKey::Dialled(key) => self.dialled(key, now),
+            TimerKey::Dial(peer) => self.dial(peer, now),
             TimerKey::Request(id) => self.try_request(id, now),
             TimerKey::Report => {
+                self.share_budget(now);
                 self.report_links(now);
                 self.close_expired(now);
                 self.sweep_requests(now);
-                self.timers.push(now + REPORT_PERIOD, TimerKey::Report);
+                self.timers.push(now + report::PERIOD, TimerKey::Report);
             }
+            TimerKey::ReportSoon => self.report_due(now),
             TimerKey::Renewal => {
                 self.announce_all(now);
                 self.directory.sweep(now);
@@ -607,25 +692,33 @@ impl Shard {
         }
     }
 
-    pub(super) fn report_links(&mut self, now: Instant) {
-        let links = self.link_states(now);
-        let up = links
-            .iter()
-            .filter(|link| link.state == control::link_state::State::Up as i32)
-            .count();
-        self.metrics.links_up.set(up as i64);
-        let queued: usize = [&self.clients, &self.links]
-            .into_iter()
-            .flat_map(|endpoints| endpoints.conns.iter().flatten())
-            .map(|conn| conn.queue.len())
-            .sum();
-        self.metrics.queue_packets.set(queued as i64);
-        let sessions = self.sessions;
-        self.news.push_back(News::Links {
-            links,
-            sessions,
-            busy_permille: 0,
-        });
+    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
+    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
+        if oldest == PlanId::NONE {
+            self.stamped.remove(&peer);
+        } else {
+            self.stamped.insert(peer, (oldest, now));
+        }
+    }
+
+    fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
+        self.stamped
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
+        let plans = self.stamped.values().map(|&(plan, _)| plan);
+        plans.min().unwrap_or(PlanId::NONE)
+    }
+
+    /// Counts what own sessions send to clients of other relays.
+    fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
+        // Indices beyond the list of relays are none of a relay.
+        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
+            return;
+        }
+        let index = destination.as_usize();
+        if self.demand.len() <= index {
+            self.demand.resize(index + 1, ClassBytes::default());
+        }
+        self.demand[index][class as usize] += bytes as u64;
     }
 
     /// Closes a connection. What belongs to it ends at once.
@@ -638,7 +731,8 @@ impl Shard {
         }
     }
 
-    /// A connection carries nothing any more: its session or link ends, its queue is dropped.
+    /// A connection carries nothing any more: its session or link ends. A link's queue goes another
+    /// way, a session's is dropped.
     pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
         let metrics = self.metrics.clone();
         let Some(conn) = self.conn_mut(key) else {
@@ -648,9 +742,7 @@ impl Shard {
             return;
         }
         conn.alive = false;
-        for _ in conn.queue.drain() {
-            metrics.count_drop(DropReason::ConnectionClosed);
-        }
+        let waiting: Vec<Queued> = conn.queue.drain().collect();
         let (slot, peer) = match &conn.role {
             Role::Session(session) => (Some(session.slot), None),
             Role::Link(link) => (None, link.peer),
@@ -661,6 +753,13 @@ impl Shard {
         }
         if let Some(peer) = peer {
             self.link_over(key, peer, now);
+        }
+        if slot.is_none() && !self.stopping {
+            self.forward_again(waiting, now);
+        } else {
+            for _ in waiting {
+                metrics.count_drop(DropReason::ConnectionClosed);
+            }
         }
     }
 
@@ -697,14 +796,14 @@ impl Shard {
     fn endpoints(&mut self, port: Port) -> &mut Endpoints {
         match port {
             Port::Client => &mut self.clients,
-            Port::Link => &mut self.links,
+            Port::Link(nth) => &mut self.links[usize::from(nth)],
         }
     }
 
     fn conn(&self, key: ConnKey) -> Option<&Conn> {
         let endpoints = match key.port {
             Port::Client => &self.clients,
-            Port::Link => &self.links,
+            Port::Link(nth) => &self.links[usize::from(nth)],
         };
         (endpoints.serials.get(key.handle) == Some(&key.serial))
             .then(|| endpoints.conns[key.handle].as_ref())
