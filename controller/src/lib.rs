@@ -14,6 +14,7 @@ mod enrol;
 mod http;
 pub mod metrics;
 pub mod network;
+pub mod policy;
 pub mod state;
 
 pub use config::{AdminAccess, ControllerConfig, StartError};
