@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod network;
 pub mod policy;
 pub mod state;
+pub mod storage;
 
 pub use config::{AdminAccess, ControllerConfig, StartError};
 pub use controller::Controller;
