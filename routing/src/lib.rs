@@ -12,12 +12,15 @@
 //!
 //! ```text
 //! ProbeSession (relay) ─ LinkEstimate ─▶ clock_sync ─ one-way delays ─▶ link_cost ─ CostMatrix
-//!      ─▶ Planner ─ PlanTables { in-trees, out-trees, backups }
+//!      ─▶ Planner ─ PlanTables { per profile: in-trees, weights, backups; out-trees }
+//!      ─▶ next_hop (relay)
 //! ```
 
 pub mod clock_sync;
 pub mod cost;
 pub mod estimator;
+mod grow;
+pub mod load;
 pub mod matrix;
 pub mod paths;
 pub mod planner;
@@ -31,11 +34,17 @@ mod testing;
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
+pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
-pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
+pub use planner::{
+    Decision, LatencyBound, MAX_TREES, PlanTables, Planner, PlannerConfig, PlannerInput,
+    ProfileInput, ProfileTables, TreeSet,
+};
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
-pub use reaction::{Backups, backups};
+pub use reaction::{
+    Backups, LinkHealth, NextHop, Situation, Unprotected, UnprotectedWays, backups, next_hop,
+};
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
 
 /// The most relays a packet may cross between its ingress and its egress edge.

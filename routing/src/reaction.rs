@@ -2,25 +2,46 @@
 //!
 //! The packet is deflected to a backup neighbour B, and B sends it *directly* to the destination,
 //! whatever its own tree says. Two links, the second of which ends at the destination: such a
-//! packet cannot loop. The destination itself is a candidate too, by the direct link.
+//! packet cannot loop. The destination itself is a candidate too, by the direct link. In sparse
+//! networks a B without a direct link will do, if it has a backup C of its own that has one: the
+//! second deflection, A→B→C→D. There is no third.
 //!
 //! A relay keeps, per destination, the three best *different* first hops, best first. Whichever
 //! neighbour fails, the list without it holds the two best that remain; so the list need not
-//! depend on the failing neighbour, and takes 6 bytes per relay and destination instead of 4 times
-//! the number of neighbours.
+//! depend on the failing neighbour, and takes 18 bytes per relay and destination with its costs
+//! instead of 6 times the number of neighbours.
+//!
+//! The rule that relays follow is [`next_hop`]; what it cannot save is counted by
+//! [`crate::planner::ProfileTables::unprotected`]. (The ideas: loop-free alternates, RFC 5286; reaction plans,
+//! XRON, SIGCOMM 2023.)
 
-use crate::{cost::CostMatrix, tree::TreeRules};
+mod cover;
+mod rule;
 
-const NONE: u16 = u16::MAX;
+#[cfg(test)]
+mod proof;
+
+use crate::{
+    cost::CostMatrix,
+    grow::{LowRows, rounded_up},
+    tree::{NONE, TreeRules},
+};
+
+pub use cover::{Unprotected, UnprotectedWays};
+pub(crate) use cover::{cover, unprotected};
+pub use rule::{LinkHealth, MAX_DEFLECTIONS, NextHop, Situation, next_hop};
 
 /// How many first hops are kept per relay and destination.
 pub const CANDIDATES: usize = 3;
 
 /// The backup neighbours of all relays towards all destinations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Backups {
     n: usize,
     hops: Vec<[u16; CANDIDATES]>,
+    costs: Vec<[f32; CANDIDATES]>,
+    /// Whether some of them need two deflections.
+    deep: bool,
 }
 
 impl Backups {
@@ -37,20 +58,37 @@ impl Backups {
     }
 
     /// The first hops that `relay` can deflect to towards `destination`, best first, at most
-    /// [`CANDIDATES`]. One that equals `destination` means its direct link.
+    /// [`CANDIDATES`]. One that equals `destination` means its direct link. Those that have no
+    /// direct link to the destination themselves come last.
     ///
     /// # Panics
     /// When an index is out of range.
     pub fn candidates(&self, relay: usize, destination: usize) -> impl Iterator<Item = usize> {
+        self.candidates_with_cost(relay, destination)
+            .map(|(hop, _)| hop)
+    }
+
+    /// As [`Backups::candidates`], each with the cost of the whole way over it to the destination
+    /// when the plan was made, in the unit of the cost matrix.
+    ///
+    /// # Panics
+    /// When an index is out of range.
+    pub fn candidates_with_cost(
+        &self,
+        relay: usize,
+        destination: usize,
+    ) -> impl Iterator<Item = (usize, f64)> {
         assert!(
             destination < self.n,
             "relay {destination} outside of {} relays",
             self.n
         );
-        self.hops[relay * self.n + destination]
+        let cell = relay * self.n + destination;
+        self.hops[cell]
             .into_iter()
-            .filter(|&hop| hop != NONE)
-            .map(usize::from)
+            .zip(self.costs[cell])
+            .filter(|&(hop, _)| hop != NONE)
+            .map(|(hop, cost)| (usize::from(hop), f64::from(cost)))
     }
 
     /// The candidates that remain when neighbour `failing` cannot be used, best first. The relay
@@ -74,61 +112,213 @@ impl Backups {
         rules: &TreeRules,
         fresh: &Self,
     ) -> bool {
+        if self.n != fresh.n {
+            return true;
+        }
         let pairs = (0..self.n * self.n).map(|cell| (cell / self.n, cell % self.n));
         pairs
             .filter(|&(relay, to)| relay != to && live[relay] && live[to])
             .any(|(relay, to)| {
                 let usable = self.candidates(relay, to).filter(|&hop| {
                     let crossable = hop == to || rules.may_cross(hop);
-                    crossable && (cost.get(relay, hop) + cost.get(hop, to)).is_finite()
+                    let leads_on = || {
+                        hop == to
+                            || cost.is_up(hop, to)
+                            || fresh.candidates(hop, to).next().is_some()
+                    };
+                    crossable && cost.is_up(relay, hop) && leads_on()
                 });
                 usable.count() < fresh.candidates(relay, to).count()
             })
     }
+
+    /// Follows a change of the links in `changed`, as (from, to): `cost` has the new ones and
+    /// `reversed` is that turned round. The same as computing all afresh, for the lists that no
+    /// changed link is part of, nor would now be among the best of, are as they were.
+    pub(crate) fn update(
+        &mut self,
+        cost: &CostMatrix,
+        reversed: &CostMatrix,
+        rules: &TreeRules,
+        changed: &[(usize, usize)],
+    ) {
+        let n = self.n;
+        // A new link can give ways over two deflections to lists that lack candidates.
+        let sparse = self.deep || self.hops.iter().any(|hops| hops[CANDIDATES - 1] == NONE);
+        if n != cost.len()
+            || changed.len() > 2 * n
+            || (sparse && changed.len() > n / 8)
+            || self.deep
+        {
+            *self = backups(cost, rules);
+            return;
+        }
+        let mut found_short = false;
+        for &(from, to) in changed {
+            let row = (0..n).map(|end| (from, end, to));
+            let column = (0..n).map(|start| (start, to, from));
+            for (relay, end, hop) in row.chain(column) {
+                if relay == end || hop == relay {
+                    continue;
+                }
+                let cell = relay * n + end;
+                let named = self.hops[cell].contains(&(hop as u16));
+                let total =
+                    cost.get(relay, hop) + if hop == end { 0.0 } else { cost.get(hop, end) };
+                let last = f64::from(self.costs[cell][CANDIDATES - 1]);
+                if !named && total > last * (1.0 + 1e-6) {
+                    continue;
+                }
+                let list = best_three(relay, end, cost, reversed, rules);
+                self.set(cell, list);
+                found_short |= list[CANDIDATES - 1].1 == NONE && cost.is_up(relay, hop);
+            }
+        }
+        if found_short {
+            *self = backups(cost, rules);
+        }
+    }
+
+    fn set(&mut self, cell: usize, list: [(f64, u16); CANDIDATES]) {
+        self.hops[cell] = list.map(|(_, hop)| hop);
+        self.costs[cell] = list.map(|(cost, _)| cost as f32);
+    }
 }
 
-/// Computes all backups, O(n³): for relay A, destination D and every B, the cost A→B plus B→D.
-/// Both links must be up, and `rules` must let packets cross B. Among equals the direct link wins,
-/// then the lower index.
+/// Computes all backups, O(n³) with most of it in bulk (see [`crate::reaction`]): for relay A, destination D
+/// and every B, the cost A→B plus B→D. Both links must be up, and `rules` must let packets cross B.
+/// Among equals the direct link wins, then the lower index. Where there are fewer than
+/// [`CANDIDATES`] such B, others follow from which a second deflection leads on.
 #[must_use]
 pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
     let n = cost.len();
-    let reversed = cost.transposed();
-    let mut hops = Vec::with_capacity(n * n);
+    let low = LowRows::new(cost);
+    let mut all = Backups {
+        n,
+        hops: vec![[NONE; CANDIDATES]; n * n],
+        costs: vec![[f32::INFINITY; CANDIDATES]; n * n],
+        deep: false,
+    };
+    let mut onto: Vec<Vec<(f64, u16)>> = Vec::with_capacity(n);
+    let mut known = vec![f32::INFINITY; low.stride()];
     for relay in 0..n {
-        // Crossing what may not be crossed costs infinity.
-        let onto: Vec<f64> = (0..n)
-            .map(|hop| match rules.may_cross(hop) && hop != relay {
-                true => cost.get(relay, hop),
-                false => f64::INFINITY,
+        let row = cost.row(relay);
+        let mut hops: Vec<(f64, u16)> = (0..n)
+            .filter(|&hop| hop != relay && row[hop].is_finite() && rules.may_cross(hop))
+            .map(|hop| (row[hop], hop as u16))
+            .collect();
+        hops.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+
+        let mut lists: Vec<[(f64, u16); CANDIDATES]> = (0..n)
+            .map(|to| {
+                let mut list = [(f64::INFINITY, NONE); CANDIDATES];
+                if to != relay && row[to].is_finite() {
+                    list[0] = (row[to], to as u16);
+                }
+                list
             })
             .collect();
-        for destination in 0..n {
-            let direct = cost.get(relay, destination);
-            hops.push(match relay == destination {
-                true => [NONE; CANDIDATES],
-                false => best_three(&onto, reversed.row(destination), direct, destination),
+        known.fill(f32::INFINITY);
+        known[n..].fill(-1.0);
+        known[relay] = -1.0;
+        for &(base, hop) in &hops {
+            let onwards = cost.row(usize::from(hop));
+            low.scan(usize::from(hop), base, &mut known, |first, block| {
+                for (to, known) in (first..).zip(block) {
+                    if *known < 0.0 || to == usize::from(hop) {
+                        continue;
+                    }
+                    offer(&mut lists[to], to, base + onwards[to], hop);
+                    *known = rounded_up(lists[to][CANDIDATES - 1].0);
+                }
             });
         }
+        for (to, list) in lists.into_iter().enumerate() {
+            all.set(relay * n + to, list);
+        }
+        onto.push(hops);
     }
-    Backups { n, hops }
+    all.fill_up(cost, &onto);
+    all
 }
 
-fn best_three(onto: &[f64], onwards: &[f64], direct: f64, to: usize) -> [u16; CANDIDATES] {
-    let mut best = [(f64::INFINITY, NONE); CANDIDATES];
-    let mut offer = |total: f64, hop: usize| {
-        if let Some(place) = best.iter().position(|&(known, _)| total < known) {
-            best[place..].rotate_right(1);
-            best[place] = (total, hop as u16);
-        }
-    };
-    offer(direct, to);
+/// Puts a hop where it belongs in a list of the best three.
+fn offer(list: &mut [(f64, u16); CANDIDATES], to: usize, total: f64, hop: u16) {
+    let direct = to as u16;
+    let key = |&(cost, hop): &(f64, u16)| (cost, hop != direct, hop);
+    let new = (total, hop);
+    if !total.is_finite() {
+        return;
+    }
+    if let Some(place) = list.iter().position(|known| key(&new) < key(known)) {
+        list[place..].rotate_right(1);
+        list[place] = new;
+    }
+}
+
+/// One list alone, without second deflections.
+fn best_three(
+    relay: usize,
+    to: usize,
+    cost: &CostMatrix,
+    reversed: &CostMatrix,
+    rules: &TreeRules,
+) -> [(f64, u16); CANDIDATES] {
+    let mut list = [(f64::INFINITY, NONE); CANDIDATES];
+    let (onto, onwards) = (cost.row(relay), reversed.row(to));
+    offer(&mut list, to, onto[to], to as u16);
     for (hop, (first, second)) in onto.iter().zip(onwards).enumerate() {
-        if hop != to {
-            offer(first + second, hop);
+        let total = first + second;
+        if total <= list[CANDIDATES - 1].0 && hop != to && hop != relay && rules.may_cross(hop) {
+            offer(&mut list, to, total, hop as u16);
         }
     }
-    best.map(|(_, hop)| hop)
+    list
+}
+
+impl Backups {
+    /// Where there are places left, takes hops that can lead on by a second deflection: cheapest
+    /// first, by the way over their own best backup that does not lead back.
+    fn fill_up(&mut self, cost: &CostMatrix, onto: &[Vec<(f64, u16)>]) {
+        let n = self.n;
+        let short: Vec<usize> = (0..n * n)
+            .filter(|&cell| self.hops[cell][CANDIDATES - 1] == NONE && cell / n != cell % n)
+            .collect();
+        let mut found = Vec::new();
+        for cell in short {
+            let (relay, to) = (cell / n, cell % n);
+            let mut ways: Vec<(f64, u16)> = onto[relay]
+                .iter()
+                .filter(|&&(_, hop)| usize::from(hop) != to && !cost.is_up(hop.into(), to))
+                .filter_map(|&(base, hop)| {
+                    let onwards = self.onwards(hop.into(), to, relay)?;
+                    Some((base + onwards, hop))
+                })
+                .collect();
+            if ways.is_empty() {
+                continue;
+            }
+            ways.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            let taken = self.candidates(relay, to).count();
+            ways.truncate(CANDIDATES - taken);
+            found.push((cell, taken, ways));
+        }
+        self.deep = !found.is_empty();
+        // Only now: they must not count as backups with a direct link.
+        for (cell, taken, ways) in found {
+            for (place, (total, hop)) in (taken..).zip(ways) {
+                self.hops[cell][place] = hop;
+                self.costs[cell][place] = total as f32;
+            }
+        }
+    }
+
+    /// What the way costs from `hop` over its best backup to `to`, not back over `from`.
+    fn onwards(&self, hop: usize, to: usize, from: usize) -> Option<f64> {
+        self.candidates_with_cost(hop, to)
+            .find(|&(via, _)| via != from)
+            .map(|(_, cost)| cost)
+    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,15 @@
 //! hop's way does, so under the bound on links a tree can be a little worse than the best path of
 //! each pair by itself; where the bound does not bind it is exactly as good.
 
-use crate::{MAX_LINKS, cost::CostMatrix};
+use crate::{
+    MAX_LINKS,
+    cost::CostMatrix,
+    grow::{Field, Wishes},
+};
+use std::sync::Arc;
 
-const NONE: u16 = u16::MAX;
+/// No relay.
+pub(crate) const NONE: u16 = u16::MAX;
 
 /// What a tree must obey, besides being a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,15 +165,15 @@ impl OutTree {
 /// When `destination` is out of range, or with 65,535 relays or more.
 #[must_use]
 pub fn in_tree(cost: &CostMatrix, destination: usize, rules: &TreeRules) -> InTree {
-    InTree(Tree::grow(&cost.transposed(), destination, rules))
+    InTree(grown(&Field::new(cost.transposed()), destination, rules))
 }
 
 /// The in-trees of all destinations, by index. O(n²) each.
 #[must_use]
 pub fn in_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<InTree> {
-    let reversed = cost.transposed();
+    let field = Field::new(cost.transposed());
     (0..cost.len())
-        .map(|to| InTree(Tree::grow(&reversed, to, rules)))
+        .map(|to| InTree(grown(&field, to, rules)))
         .collect()
 }
 
@@ -177,86 +183,71 @@ pub fn in_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<InTree> {
 /// When `origin` is out of range, or with 65,535 relays or more.
 #[must_use]
 pub fn out_tree(cost: &CostMatrix, origin: usize, rules: &TreeRules) -> OutTree {
-    OutTree(Tree::grow(cost, origin, rules))
+    OutTree(grown(&Field::new(cost.clone()), origin, rules))
 }
 
 /// The out-trees of all origins, by index.
 #[must_use]
 pub fn out_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<OutTree> {
+    let field = Field::new(cost.clone());
     (0..cost.len())
-        .map(|from| OutTree(Tree::grow(cost, from, rules)))
+        .map(|from| OutTree(grown(&field, from, rules)))
         .collect()
 }
 
-/// A tree hanging from its root, whichever way packets move in it: `away.get(p, c)` is the cost of
-/// the link between a parent `p` and its child `c`. For an out-tree that is the cost matrix, for
-/// an in-tree the cost matrix turned round.
+fn grown(field: &Field, root: usize, rules: &TreeRules) -> Tree {
+    field.grow(root, rules, &Wishes::default()).tree
+}
+
+/// A tree hanging from its root, whichever way packets move in it. Clones share their contents.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tree {
     pub(crate) root: usize,
-    parent: Vec<u16>,
-    pub(crate) cost: Vec<f64>,
+    parent: Arc<[u16]>,
+    pub(crate) cost: Arc<[f64]>,
 }
 
 impl Tree {
-    /// Dijkstra's algorithm on a dense graph, O(n²), that does not go on from relays that are
-    /// already `max_links` from the root or may not be crossed. Among equals the fewer links win,
-    /// then the lower index.
-    pub(crate) fn grow(away: &CostMatrix, root: usize, rules: &TreeRules) -> Self {
-        let n = away.len();
-        assert!(root < n, "relay {root} outside of {n} relays");
-        assert!(
-            n < usize::from(NONE),
-            "{n} relays are more than an index can name"
-        );
-        let mut tree = Self::empty(root, n);
-        let mut depth = vec![0u16; n];
-        // Ascending, so that the first of equals has the lowest index.
-        let mut open: Vec<u16> = (0..n as u16).collect();
-        while let Some(position) = tree.nearest(&open, &depth) {
-            let at = usize::from(open.remove(position));
-            let crossable = at == root || rules.may_cross(at);
-            if !crossable || usize::from(depth[at]) >= rules.max_links {
-                continue;
-            }
-            let (row, base, next_depth) = (away.row(at), tree.cost[at], depth[at] + 1);
-            for &child in &open {
-                let child = usize::from(child);
-                let total = base + row[child];
-                let known = tree.cost[child];
-                if total < known
-                    || (total == known && total.is_finite() && next_depth < depth[child])
-                {
-                    tree.cost[child] = total;
-                    tree.parent[child] = at as u16;
-                    depth[child] = next_depth;
-                }
-            }
+    /// A tree of these parents ([`NONE`]: none), which must lead to the root without a circle, and
+    /// of these costs.
+    pub(crate) fn new(root: usize, parent: Vec<u16>, cost: Vec<f64>) -> Self {
+        Self {
+            root,
+            parent: parent.into(),
+            cost: cost.into(),
         }
-        tree.reach_the_unreached(away, rules);
+    }
+
+    /// A tree of these parents, which must lead to the root without a circle; `away.get(p, c)` is
+    /// the cost of the link between a parent `p` and its child `c`.
+    pub(crate) fn from_parents(root: usize, parent: Vec<u16>, away: &CostMatrix) -> Self {
+        let mut tree = Self::new(root, parent, Vec::new());
+        tree.cost = tree.costs_under(away, None).into();
         tree
     }
 
     /// A tree that reaches nothing.
     pub(crate) fn empty(root: usize, n: usize) -> Self {
-        let mut tree = Self {
-            root,
-            parent: vec![NONE; n],
-            cost: vec![f64::INFINITY; n],
-        };
-        tree.cost[root] = 0.0;
-        tree
+        let mut cost = vec![f64::INFINITY; n];
+        cost[root] = 0.0;
+        Self::new(root, vec![NONE; n], cost)
     }
 
     /// Makes room for further relays, which have no way.
     pub(crate) fn make_room(&mut self, n: usize) {
-        self.parent.resize(n, NONE);
-        self.cost.resize(n, f64::INFINITY);
+        let (mut parent, mut cost) = (self.parent.to_vec(), self.cost.to_vec());
+        parent.resize(n, NONE);
+        cost.resize(n, f64::INFINITY);
+        *self = Self::new(self.root, parent, cost);
     }
 
     pub(crate) fn parent(&self, relay: usize) -> Option<usize> {
         let parent = self.parent[relay];
         (parent != NONE).then_some(usize::from(parent))
+    }
+
+    pub(crate) fn parents(&self) -> &[u16] {
+        &self.parent
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -271,46 +262,17 @@ impl Tree {
         (path[path.len() - 1] == self.root).then_some(path)
     }
 
-    /// Where in `open` the relay with the least (cost, depth, index) is.
-    fn nearest(&self, open: &[u16], depth: &[u16]) -> Option<usize> {
-        let mut best = None;
-        let mut key = (f64::INFINITY, 0);
-        for (position, &relay) in open.iter().enumerate() {
-            let relay = usize::from(relay);
-            let (cost, depth) = (self.cost[relay], depth[relay]);
-            if cost < key.0 || (cost == key.0 && cost.is_finite() && depth < key.1) {
-                key = (cost, depth);
-                best = Some(position);
+    /// Whether the way from `relay` to the root leads over `over` (both ends included).
+    pub(crate) fn leads_over(&self, relay: usize, over: usize) -> bool {
+        let mut at = relay;
+        loop {
+            if at == over {
+                return true;
             }
-        }
-        best
-    }
-
-    /// In sparse networks the cheapest way to a relay can have so many links that nothing may be
-    /// attached below it, which cuts off relays that a dearer but shorter way would reach. Hang
-    /// those, and what lies between, by the fewest links: their depths only become smaller, and
-    /// links by breadth-first distance cannot close a circle.
-    fn reach_the_unreached(&mut self, away: &CostMatrix, rules: &TreeRules) {
-        let n = self.len();
-        if self.cost.iter().all(|cost| cost.is_finite()) {
-            return;
-        }
-        let fewest = fewest_links(away, self.root, rules);
-        let mut moved = false;
-        for lost in 0..n {
-            if self.cost[lost].is_finite() || fewest[lost] == NONE {
-                continue;
+            match self.parent(at) {
+                Some(parent) => at = parent,
+                None => return false,
             }
-            let mut at = lost;
-            while at != self.root {
-                self.parent[at] = fewest[at];
-                at = usize::from(fewest[at]);
-            }
-            moved = true;
-            self.cost[lost] = 0.0; // it has a way now; the sum follows below
-        }
-        if moved {
-            self.cost = self.costs_under(away, None);
         }
     }
 
@@ -332,8 +294,7 @@ impl Tree {
                 at = parent;
             }
             while let Some(child) = chain.pop() {
-                let parent = self.parent[child];
-                let parent = usize::from(parent);
+                let parent = usize::from(self.parent[child]);
                 let crossable = parent == self.root || rules.is_none_or(|r| r.may_cross(parent));
                 costs[child] = if crossable {
                     costs[parent] + away.get(parent, child)
@@ -344,36 +305,6 @@ impl Tree {
         }
         costs
     }
-}
-
-/// Per relay its parent on a way of the fewest links from the root, within the rules.
-fn fewest_links(away: &CostMatrix, root: usize, rules: &TreeRules) -> Vec<u16> {
-    let n = away.len();
-    let mut parent = vec![NONE; n];
-    let mut level = vec![root];
-    let mut reached = vec![false; n];
-    reached[root] = true;
-    for _ in 0..rules.max_links {
-        let mut next = Vec::new();
-        for child in 0..n {
-            if reached[child] {
-                continue;
-            }
-            let nearest = level
-                .iter()
-                .filter(|&&p| away.is_up(p, child) && (p == root || rules.may_cross(p)))
-                .min_by(|&&a, &&b| away.get(a, child).total_cmp(&away.get(b, child)));
-            if let Some(&p) = nearest {
-                parent[child] = p as u16;
-                next.push(child);
-            }
-        }
-        for &child in &next {
-            reached[child] = true;
-        }
-        level = next;
-    }
-    parent
 }
 
 #[cfg(test)]

@@ -8,7 +8,10 @@ struct World {
     names: Vec<String>,
     live: Vec<bool>,
     cost: CostMatrix,
-    rules: TreeRules,
+    rules: Vec<TreeRules>,
+    pins: Vec<Vec<usize>>,
+    demand: Vec<f64>,
+    capacity: Vec<f64>,
     expected: usize,
     /// When each change came, and what was said.
     changes: Vec<(Duration, Vec<String>)>,
@@ -26,7 +29,10 @@ impl World {
             names: (0..n).map(|relay| format!("relay-{relay}")).collect(),
             live: vec![true; n],
             cost,
-            rules: TreeRules::default(),
+            rules: vec![TreeRules::default()],
+            pins: Vec::new(),
+            demand: Vec::new(),
+            capacity: Vec::new(),
             expected: n,
             changes: Vec::new(),
             alerts: 0,
@@ -50,8 +56,14 @@ impl World {
             names: &self.names,
             live: &self.live,
             expected_live: self.expected,
-            cost: &self.cost,
-            rules: &self.rules,
+            profiles: &[ProfileInput {
+                cost: &self.cost,
+                rules: &self.rules,
+                pins: &self.pins,
+                demand: &self.demand,
+                latency_bound: None,
+            }],
+            capacity: &self.capacity,
         });
         if decision.changed {
             assert!(!decision.reasons.is_empty());
@@ -72,10 +84,13 @@ impl World {
         self.changes.len() - before
     }
 
+    /// Of the only profile.
+    fn tables(&self) -> &ProfileTables {
+        &self.planner.tables().unwrap().profiles[0]
+    }
+
     fn path(&self, from: usize, to: usize) -> Vec<usize> {
-        self.planner.tables().unwrap().in_trees[to]
-            .path(from)
-            .unwrap_or_default()
+        self.tables().path(0, from, to).unwrap_or_default()
     }
 
     fn set_both(&mut self, a: usize, b: usize, cost: f64) {
@@ -118,7 +133,9 @@ fn the_first_plan_comes_as_soon_as_everything_expected_is_measured() {
     let tables = world.planner.tables().unwrap();
     assert_eq!(tables.out_trees[0].path(3), Some(vec![0, 1, 3]));
     assert_eq!(
-        tables.backups.for_failing(0, 3, 1).collect::<Vec<_>>(),
+        tables.profiles[0].backups[0]
+            .for_failing(0, 3, 1)
+            .collect::<Vec<_>>(),
         [2, 3]
     );
 }
@@ -154,7 +171,7 @@ fn a_better_way_that_stays_is_in_use_after_the_hold_time() {
     let since = world.now;
     world.run(5.0);
     assert_eq!(world.changes.len(), 1);
-    assert_eq!(world.changes[0].0 - since, Duration::from_millis(1_500));
+    assert_eq!(world.changes[0].0 - since, Duration::from_millis(1_200));
     assert_eq!(world.path(0, 3), [0, 2, 3]);
     assert!(
         world.changes[0]
@@ -171,7 +188,7 @@ fn a_better_way_that_does_not_stay_changes_nothing() {
     let mut world = World::planned(diamond());
     for _ in 0..10 {
         world.set_both(0, 2, 5.0);
-        world.run(1.3);
+        world.run(1.0);
         world.set_both(0, 2, 30.0);
         world.run(0.3);
     }
@@ -381,11 +398,11 @@ fn a_new_relay_is_reached_after_the_hold_time() {
         [0, 4, 3],
         "and used, being on better ways"
     );
-    let tables = world.planner.tables().unwrap();
+    let tables = world.tables();
     assert_eq!(
         (
-            tables.in_trees.len(),
-            tables.backups.len(),
+            tables.trees[0].by_destination.len(),
+            tables.backups[0].len(),
             tables.cost.len()
         ),
         (5, 5, 5)
@@ -406,7 +423,7 @@ fn another_meaning_of_an_index_starts_planning_afresh() {
 #[test]
 fn forbidding_transit_takes_effect_at_once() {
     let mut world = World::planned(diamond());
-    world.rules.no_transit = vec![false, true];
+    world.rules[0].no_transit = vec![false, true];
     assert!(world.step().changed);
     assert_eq!(world.path(0, 3), [0, 2, 3]);
     assert_eq!(world.path(0, 1), [0, 1]);
@@ -415,14 +432,12 @@ fn forbidding_transit_takes_effect_at_once() {
 #[test]
 fn backups_over_links_that_are_gone_are_renewed() {
     let mut world = World::planned(metric_costs(8, 5, 0.0));
-    let tables = world.planner.tables().unwrap().clone();
+    let all = world.planner.tables().unwrap().clone();
+    let tables = &all.profiles[0];
     // A link that no tree uses, but a backup does.
     let used = |from, to| {
-        tables
-            .in_trees
-            .iter()
-            .any(|tree| tree.next_hop(from) == Some(to))
-            || tables
+        (0..8).any(|end| tables.next_hop(0, from, end) == Some(to))
+            || all
                 .out_trees
                 .iter()
                 .any(|tree| tree.previous_hop(to) == Some(from))
@@ -433,7 +448,7 @@ fn backups_over_links_that_are_gone_are_renewed() {
             from != to
                 && !used(from, to)
                 && (0..8).any(|end| {
-                    end != to && tables.backups.candidates(from, end).any(|hop| hop == to)
+                    end != to && tables.backups[0].candidates(from, end).any(|hop| hop == to)
                 })
         })
         .expect("backups use more links than trees");
@@ -444,10 +459,10 @@ fn backups_over_links_that_are_gone_are_renewed() {
         "{:?}",
         world.changes
     );
-    let tables = world.planner.tables().unwrap();
+    let tables = world.tables();
     for end in (0..8).filter(|&end| end != from) {
-        assert_eq!(tables.backups.candidates(from, end).count(), 3);
-        assert!(tables.backups.candidates(from, end).all(|hop| hop != to));
+        assert_eq!(tables.backups[0].candidates(from, end).count(), 3);
+        assert!(tables.backups[0].candidates(from, end).all(|hop| hop != to));
     }
 }
 
