@@ -53,7 +53,9 @@ impl IntoResponse for ApiError {
 impl From<PathError> for ApiError {
     fn from(error: PathError) -> Self {
         let status = match error {
-            PathError::UnknownRelay { .. } | PathError::NoWay { .. } => StatusCode::NOT_FOUND,
+            PathError::UnknownRelay { .. } | PathError::NoWay { .. } | PathError::NoLink { .. } => {
+                StatusCode::NOT_FOUND
+            }
             PathError::Ambiguous { .. } => StatusCode::BAD_REQUEST,
             PathError::NoPlan => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -130,7 +130,9 @@ impl Costs {
 
     /// Of a link over a certain uplink.
     pub(super) fn of(&self, key: LinkKey) -> Option<&LinkCosts> {
-        let at = self.links.binary_search_by_key(&key, |link| link.measured.key);
+        let at = self
+            .links
+            .binary_search_by_key(&key, |link| link.measured.key);
         at.ok().map(|at| &self.links[at])
     }
 
@@ -155,9 +157,7 @@ impl Costs {
         let key = links[begin].measured.key;
         let (from, to) = (key.from.as_usize(), key.to.as_usize());
         let total = |at: usize, profile: usize| total_of(&links[at], profile);
-        let delay = |at: usize| {
-            links[at].terms[0].map_or(f64::INFINITY, |terms| terms.delay_ms)
-        };
+        let delay = |at: usize| links[at].terms[0].map_or(f64::INFINITY, |terms| terms.delay_ms);
         let fastest = (begin..end).map(delay).fold(f64::INFINITY, f64::min);
         let slowest = fastest * input.policy.latency_factor + input.policy.latency_slack_ms;
         for profile in 0..PROFILES {
@@ -178,7 +178,9 @@ impl Costs {
             let shown = chosen.or((begin..end).find(usable)).unwrap_or(begin);
             self.profiles[profile].chosen[from * self.n + to] = Some(shown as u32);
             if let Some(at) = chosen {
-                self.profiles[profile].cost.set(from, to, total(at, profile));
+                self.profiles[profile]
+                    .cost
+                    .set(from, to, total(at, profile));
                 if profile == 1 {
                     self.delay_ms.set(from, to, delay(at));
                 } else {
@@ -202,7 +204,10 @@ fn with_costs(
         input.registry.get(key.to).uplink_capacity(key.uplink),
     ];
     let of_uplinks = ends.into_iter().flatten().fold(f64::INFINITY, f64::min);
-    let capacity = input.policy.capacity(from, to, uplink).unwrap_or(of_uplinks);
+    let capacity = input
+        .policy
+        .capacity(from, to, uplink)
+        .unwrap_or(of_uplinks);
     let rate = input.traffic.rate(input.now, key);
     let sum = |relay: RelayIndex| sums.get(&(relay, key.uplink)).copied().unwrap_or_default();
     let shares = [
@@ -312,10 +317,13 @@ impl Uplinks {
             chosen_at: None,
         };
         let mut is_new = false;
-        let choice = self.choices.entry((profile, key.from, key.to)).or_insert_with(|| {
-            is_new = true;
-            first
-        });
+        let choice = self
+            .choices
+            .entry((profile, key.from, key.to))
+            .or_insert_with(|| {
+                is_new = true;
+                first
+            });
         if is_new || choice.uplink == key.uplink {
             choice.better_since = None;
             return is_new;
@@ -334,7 +342,9 @@ impl Uplinks {
             return false;
         }
         let since = *choice.better_since.get_or_insert(now);
-        let rested = choice.chosen_at.is_none_or(|at| now >= at + config.choice_rest);
+        let rested = choice
+            .chosen_at
+            .is_none_or(|at| now >= at + config.choice_rest);
         if now < since + config.hold || !rested {
             return false;
         }

@@ -116,10 +116,9 @@ impl Network {
             let tables = &plan.tables.profiles[at];
             let (mut pairs, mut improved, mut sum, mut most) = (0, 0, 0.0, 0.0f64);
             for &to in &members {
-                let tree = tables.trees[0].by_destination.get(to).and_then(Option::as_ref);
                 for &from in members.iter().filter(|&&from| cost.is_up(from, to)) {
                     pairs += 1;
-                    let path = tree.and_then(|tree| tree.path(from));
+                    let path = tables.path(0, from, to);
                     let Some(path) = path.filter(|path| path.len() > 2) else {
                         continue;
                     };
@@ -133,7 +132,11 @@ impl Network {
             }
             Gain {
                 profile: profile.word(),
-                mode: if plan.is_observed(at) { "observe" } else { "enforce" },
+                mode: if plan.is_observed(at) {
+                    "observe"
+                } else {
+                    "enforce"
+                },
                 pairs,
                 improved,
                 mean_saved_ms: if pairs == 0 { 0.0 } else { sum / pairs as f64 },
@@ -193,7 +196,10 @@ impl Network {
     }
 
     pub(super) fn relay_name(&self, index: usize) -> String {
-        self.registry.get(RelayIndex(index as u16)).name().to_owned()
+        self.registry
+            .get(RelayIndex(index as u16))
+            .name()
+            .to_owned()
     }
 }
 
@@ -215,7 +221,12 @@ impl Side {
     }
 
     /// The ways of a profile to one relay, from all others: pinned, else the best.
-    fn ways(&self, profile: usize, to: usize, tree: &tradewind_routing::InTree) -> Vec<Option<Vec<usize>>> {
+    fn ways(
+        &self,
+        profile: usize,
+        to: usize,
+        tree: &tradewind_routing::InTree,
+    ) -> Vec<Option<Vec<usize>>> {
         let cost = &self.cost[profile];
         (0..cost.len())
             .map(|from| {

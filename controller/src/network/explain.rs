@@ -88,18 +88,32 @@ impl Network {
         let rules = self.rules(&policy, &costs, &reachable);
         let way = self.path_in(plan, from, to, profile as usize, &costs)?;
         let (a, b, at) = (from.as_usize(), to.as_usize(), profile as usize);
-        let path = plan.path(at, 0, from, to).unwrap_or_default();
+        let path = plan
+            .path(at, plan.main_tree(at, a, b), from, to)
+            .unwrap_or_default();
         let others = self.alternatives(at, (a, b), &path, &costs, &rules[at][0], way.cost_ms);
-        let why = self.why(now, plan, &path, (&way, &others), profile, (&policy, &costs, &rules));
+        let why = self.why(
+            now,
+            plan,
+            &path,
+            (&way, &others),
+            profile,
+            (&policy, &costs, &rules),
+        );
         let backups = self.backups(plan, at, a, b);
-        let deflected = backups.iter().find(|backup| Some(&backup.relay) != way.path.get(1));
+        let deflected = backups
+            .iter()
+            .find(|backup| Some(&backup.relay) != way.path.get(1));
         let if_first_hop_fails = match (deflected, way.path.get(1)) {
             (_, None) => "it is the same relay".to_owned(),
             (None, Some(hop)) => format!(
                 "nothing bridges a failure of the link to {hop}: packets are dropped (no_way) until a new plan is in force"
             ),
             (Some(backup), _) if backup.relay == way.to => {
-                format!("{} sends by the direct link at once, and a new plan follows", way.from)
+                format!(
+                    "{} sends by the direct link at once, and a new plan follows",
+                    way.from
+                )
             }
             (Some(backup), _) => format!(
                 "{} sends to {} at once, which sends on directly to {} (or deflects once more); a new plan follows",
@@ -121,11 +135,15 @@ impl Network {
     /// Since when the retained plans have had the present way; `None` when the oldest has it too
     /// and is not the first.
     fn since(&self, plan: &Plan, profile: usize, from: RelayIndex, to: RelayIndex) -> Option<u64> {
-        let now = plan.path(profile, 0, from, to);
+        let main = |plan: &Plan| {
+            let tree = plan.main_tree(profile, from.as_usize(), to.as_usize());
+            plan.path(profile, tree, from, to)
+        };
+        let now = main(plan);
         let mut since = plan.activated_at?;
         let mut changed = false;
         for older in &self.older {
-            if older.path(profile, 0, from, to) != now {
+            if main(older) != now {
                 changed = true;
                 break;
             }
@@ -213,7 +231,10 @@ impl Network {
         if saved <= SAME_MS {
             return self.forbidden_but_better(at, path, cost_ms, policy, costs, rules);
         }
-        let better = format!("a way over {} would be {saved:.1} ms better", hop_of(&others[0]));
+        let better = format!(
+            "a way over {} would be {saved:.1} ms better",
+            hop_of(&others[0])
+        );
         if policy.pins[at].iter().any(|pin| pin == path) {
             return format!("{better}, but the operator has pinned this one");
         }
@@ -264,15 +285,22 @@ impl Network {
             return best;
         };
         let cost = &costs.profiles[profile].cost;
-        let free = in_tree(cost, to, &TreeRules::default()).path(from).unwrap_or_default();
+        let free = in_tree(cost, to, &TreeRules::default())
+            .path(from)
+            .unwrap_or_default();
         let saved = cost_ms - path_cost(cost, &free);
-        let crossed = free.get(1..free.len().saturating_sub(1)).unwrap_or_default();
-        let banned = crossed.iter().find(|&&relay| !rules[profile][0].may_cross(relay));
+        let crossed = free
+            .get(1..free.len().saturating_sub(1))
+            .unwrap_or_default();
+        let banned = crossed
+            .iter()
+            .find(|&&relay| !rules[profile][0].may_cross(relay));
         match banned {
             Some(&relay) if saved > SAME_MS => format!(
                 "it is the best way that is allowed; one over {} would be {saved:.1} ms better, but that relay is {}",
                 self.relay_name(relay),
-                self.closed_because(policy, profile, relay).unwrap_or("closed")
+                self.closed_because(policy, profile, relay)
+                    .unwrap_or("closed")
             ),
             _ => best,
         }

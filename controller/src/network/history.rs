@@ -97,7 +97,11 @@ impl History {
         change: impl FnOnce(&mut PlanEntry),
     ) -> Option<PlanEntry> {
         let name = id.to_string();
-        let entry = self.entries.iter_mut().rev().find(|entry| entry.plan == name)?;
+        let entry = self
+            .entries
+            .iter_mut()
+            .rev()
+            .find(|entry| entry.plan == name)?;
         change(entry);
         let surplus = entry.orders.len().saturating_sub(MOST_ORDERS);
         entry.orders.drain(..surplus);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tradewind_proto::{
     CloseCode, LinkKey, PlanId, RelayIndex, Uplink,
     control::{
-        ControllerToRelay, LinkReport, PlanName, Refused, Register, Registered, RelayList, TokenKey,
-        TokenKeys as TokenKeysMessage, controller_to_relay as to_relay,
+        ControllerToRelay, LinkReport, PlanName, Refused, Register, Registered, RelayList,
+        TokenKey, TokenKeys as TokenKeysMessage, controller_to_relay as to_relay,
     },
 };
 
@@ -99,7 +99,10 @@ impl Network {
         if let Some((stamping, active)) = self.stamping.as_ref().zip(self.active.as_ref())
             && let Some(part) = active.part_for(index)
         {
-            let rest = self.older.iter().find(|plan| Some(plan.id) == stamping.rest);
+            let rest = self
+                .older
+                .iter()
+                .find(|plan| Some(plan.id) == stamping.rest);
             let rest = rest.and_then(|plan| plan.part_for(index));
             // A relay that is newer than the other plan stamps all of its flows with this one.
             let order = stamping.message(rest.is_some());

@@ -26,7 +26,6 @@ mod planning;
 mod registry;
 mod rollout;
 mod rules;
-mod tables;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -343,7 +342,10 @@ impl Network {
             None => self.next_planning,
         };
         let step = self.stepping.as_ref().map(|stepping| stepping.at);
-        [self.urgent, step].into_iter().flatten().fold(regular, Duration::min)
+        [self.urgent, step]
+            .into_iter()
+            .flatten()
+            .fold(regular, Duration::min)
     }
 
     /// What is to be done now, in this order.

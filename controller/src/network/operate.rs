@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tradewind_proto::{CloseCode, PlanId, RelayIndex, control::{ControllerToRelay, Refused, controller_to_relay as to_relay}};
+use tradewind_proto::{
+    CloseCode, PlanId, RelayIndex,
+    control::{ControllerToRelay, Refused, controller_to_relay as to_relay},
+};
 
 use super::{
-    Action, Gain, Network, ObservedRule, PathError,
-    history::By,
-    plan::Goal,
-    registry::Standing,
-    rollout::ALL,
-    views::AlertView,
+    Action, Gain, Network, ObservedRule, PathError, history::By, plan::Goal, registry::Standing,
+    rollout::ALL, views::AlertView,
 };
 use crate::{
     policy::{Mode, ProfileName},
@@ -88,7 +87,10 @@ impl Network {
         reason: &str,
     ) -> Result<(), OperateError> {
         let index = self.find_exactly(relay)?;
-        if matches!(self.registry.get(index).standing, Standing::Leaving { .. } | Standing::Retired) {
+        if matches!(
+            self.registry.get(index).standing,
+            Standing::Leaving { .. } | Standing::Retired
+        ) {
             let what = format!("`{relay}` is decommissioned; undo that first");
             return Err(OperateError::Conflict(what));
         }
@@ -105,7 +107,10 @@ impl Network {
     /// [`OperateError`].
     pub fn unquarantine(&mut self, now: Duration, relay: &str) -> Result<(), OperateError> {
         if self.decisions.quarantined.remove(relay).is_none() {
-            let what = format!("`{relay}` is not quarantined{}", listed("; quarantined are: ", self.decisions.quarantined.keys()));
+            let what = format!(
+                "`{relay}` is not quarantined{}",
+                listed("; quarantined are: ", self.decisions.quarantined.keys())
+            );
             return Err(OperateError::Conflict(what));
         }
         if let Some(index) = self.registry.index_of(relay) {
@@ -147,7 +152,13 @@ impl Network {
     /// [`OperateError`].
     pub fn recommission(&mut self, now: Duration, relay: &str) -> Result<(), OperateError> {
         if self.decisions.decommissioned.remove(relay).is_none() {
-            let what = format!("`{relay}` is not decommissioned{}", listed("; decommissioned are: ", self.decisions.decommissioned.keys()));
+            let what = format!(
+                "`{relay}` is not decommissioned{}",
+                listed(
+                    "; decommissioned are: ",
+                    self.decisions.decommissioned.keys()
+                )
+            );
             return Err(OperateError::Conflict(what));
         }
         if let Some(index) = self.registry.index_of(relay) {
@@ -206,7 +217,13 @@ impl Network {
             let what = "there is no plan before the one in force to share with";
             return Err(OperateError::Conflict(what.to_owned()));
         };
-        self.order(now, permille, Some(rest), By::Operator, "the operator's share");
+        self.order(
+            now,
+            permille,
+            Some(rest),
+            By::Operator,
+            "the operator's share",
+        );
         Ok(())
     }
 
@@ -278,14 +295,19 @@ impl Network {
         RolloutView {
             plan: self.active_plan().map(|id| id.to_string()),
             share_permille: stamping.map_or(0, |stamping| stamping.share),
-            rest: stamping.and_then(|stamping| stamping.rest).map(|id| id.to_string()),
+            rest: stamping
+                .and_then(|stamping| stamping.rest)
+                .map(|id| id.to_string()),
             order: self.order,
             held: self.held_for().map(str::to_owned),
             next_step_unix_ms: self
                 .stepping
                 .map(|stepping| self.unix(stepping.at).as_millis() as u64),
             older: self.older.iter().map(|plan| plan.id.to_string()).collect(),
-            on_its_way: self.on_its_way.as_ref().map(|coming| coming.plan.id.to_string()),
+            on_its_way: self
+                .on_its_way
+                .as_ref()
+                .map(|coming| coming.plan.id.to_string()),
             held_back: self.held_back.clone(),
         }
     }
@@ -314,14 +336,23 @@ impl Network {
         for (_, relay) in self.registry.iter() {
             let name = relay.name();
             if relay.silent && !relay.is_retired() {
-                add("silent_relay", format!("{name} does not acknowledge plans: no path crosses it"));
+                add(
+                    "silent_relay",
+                    format!("{name} does not acknowledge plans: no path crosses it"),
+                );
             }
         }
         for name in self.decisions.quarantined.keys() {
-            add("quarantine", format!("{name} is quarantined: no path crosses it"));
+            add(
+                "quarantine",
+                format!("{name} is quarantined: no path crosses it"),
+            );
         }
         if let Some(held) = &self.hold {
-            add("hold", format!("{held}: plans by choice wait for `tradewind rollout release`"));
+            add(
+                "hold",
+                format!("{held}: plans by choice wait for `tradewind rollout release`"),
+            );
         }
         for problem in &self.policy_problems {
             add("policy", problem.clone());
@@ -332,7 +363,13 @@ impl Network {
                 ProfileName::Economy => self.policy.policy.profiles.economy.mode,
             };
             if mode == Mode::Observe {
-                add("observe", format!("profile {} is only observed: its packets go direct", profile.word()));
+                add(
+                    "observe",
+                    format!(
+                        "profile {} is only observed: its packets go direct",
+                        profile.word()
+                    ),
+                );
             }
         }
         alerts
@@ -370,7 +407,8 @@ impl Network {
                 // Not before the plan that avoids it has had time to come into force.
                 Standing::Leaving { until } => {
                     let begun = until.saturating_sub(self.config.drain_for);
-                    now >= until || (relay.sessions == 0 && now >= begun + 3 * self.config.plan_timeout)
+                    now >= until
+                        || (relay.sessions == 0 && now >= begun + 3 * self.config.plan_timeout)
                 }
                 _ => false,
             })
@@ -386,7 +424,9 @@ impl Network {
             tracing::info!(relay = name, "retired");
             if let Some(connection) = connection {
                 let reason = format!("`{name}` was decommissioned");
-                let body = to_relay::Body::Refused(Refused { reason: reason.clone() });
+                let body = to_relay::Body::Refused(Refused {
+                    reason: reason.clone(),
+                });
                 self.send(connection, ControllerToRelay { body: Some(body) });
                 self.close(connection, CloseCode::Done, &reason);
             }

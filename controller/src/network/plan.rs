@@ -6,13 +6,12 @@ use tradewind_proto::{
     PlanId, RelayIndex,
     control::{Backup, PlanPart, ProfileTable, RelayInfo, Selector, TreeTable},
 };
-use tradewind_routing::{CostMatrix, TreeRules};
+use tradewind_routing::{CostMatrix, PlanTables, ProfileTables, TreeRules};
 
 use super::{
     costs::{Costs, PROFILES},
     history::By,
     registry::Registry,
-    tables::{PlanTables, ProfileTables},
 };
 
 /// An immutable set of forwarding tables for all relays.
@@ -83,7 +82,7 @@ impl Plan {
         reasons: Vec<String>,
         of: Ingredients<'_>,
     ) -> Self {
-        let n = of.tables.profiles[0].cost.len();
+        let n = of.tables.len();
         let uplinks = std::array::from_fn(|profile| {
             (0..n * n)
                 .map(|cell| of.costs.uplink(profile, cell / n, cell % n).0)
@@ -114,7 +113,7 @@ impl Plan {
 
     /// The number of relays its tables are about, members or not.
     pub(super) fn len(&self) -> usize {
-        self.tables.profiles[0].cost.len()
+        self.tables.len()
     }
 
     /// The indices of those it knows.
@@ -126,7 +125,10 @@ impl Plan {
     }
 
     pub(super) fn member_indices(&self) -> Vec<usize> {
-        self.members.iter().map(|info| info.index as usize).collect()
+        self.members
+            .iter()
+            .map(|info| info.index as usize)
+            .collect()
     }
 
     pub(super) fn knows(&self, relay: RelayIndex) -> bool {
@@ -156,7 +158,7 @@ impl Plan {
         {
             return Some(to);
         }
-        set.by_destination.get(to)?.as_ref()?.next_hop(from)
+        tables.next_hop(tree, from, to)
     }
 
     /// The whole way on tree `tree`, both ends included.
@@ -187,8 +189,21 @@ impl Plan {
         (weights != [0; 4] && self.direct[profile].is_none()).then_some(weights)
     }
 
+    /// The tree of everybody's rules that most packets of a pair take.
+    pub(super) fn main_tree(&self, profile: usize, from: usize, to: usize) -> usize {
+        let weights = self.weights(profile, from, to).unwrap_or_default();
+        // The first of equals.
+        (1..weights.len()).fold(0, |best, tree| match weights[tree] > weights[best] {
+            true => tree,
+            false => best,
+        })
+    }
+
     pub(super) fn uplink(&self, profile: usize, from: usize, to: usize) -> u8 {
-        self.uplinks[profile].get(from * self.len() + to).copied().unwrap_or(0)
+        self.uplinks[profile]
+            .get(from * self.len() + to)
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Whether a profile is only observed in it.
@@ -216,14 +231,14 @@ impl Plan {
         differing
     }
 
-    /// Whether some live member's next hop on the best tree cannot be used any more, by the costs
-    /// and rules of this moment, so that the plan needs mending.
+    /// Whether some live member's next hop cannot be used any more, by the costs and rules (by rule
+    /// set) of this moment, so that the plan needs mending.
     pub(super) fn is_broken(
         &self,
         profile: usize,
         costs: &Costs,
         live: &[bool],
-        rules: &TreeRules,
+        rules: &[TreeRules],
     ) -> bool {
         let members: Vec<usize> = self
             .member_indices()
@@ -231,42 +246,36 @@ impl Plan {
             .filter(|&member| live.get(member) == Some(&true))
             .collect();
         let cost = &costs.profiles[profile].cost;
-        members.iter().any(|&to| {
-            members.iter().filter(|&&from| from != to).any(|&from| {
-                self.next_hop(profile, 0, from, to).is_none_or(|hop| {
-                    !cost.is_up(from, hop) || (hop != to && !rules.may_cross(hop))
+        let trees = &self.tables.profiles[profile].trees;
+        trees.iter().enumerate().any(|(tree, set)| {
+            let Some(rules) = rules.get(set.rules) else {
+                return true; // a rule set that is no more
+            };
+            members.iter().any(|&to| {
+                members.iter().filter(|&&from| from != to).any(|&from| {
+                    match self.next_hop(profile, tree, from, to) {
+                        Some(hop) => !cost.is_up(from, hop) || (hop != to && !rules.may_cross(hop)),
+                        // Further trees need not reach everybody.
+                        None => tree == 0,
+                    }
                 })
             })
         })
     }
 
-    /// Pairs of members, over all profiles, that have a way by the best tree and no backup beside
-    /// its first hop: when that fails, nothing bridges the time until a new plan.
+    /// Ways, over all profiles, that no reaction keeps open when a next hop or the link to it
+    /// fails.
     pub(super) fn unprotected(&self) -> usize {
-        let members = self.member_indices();
-        let mut count = 0;
-        for profile in 0..PROFILES {
-            for &to in &members {
-                for &from in members.iter().filter(|&&from| from != to) {
-                    let hop = self.next_hop(profile, 0, from, to);
-                    let bridged = |failing: usize| {
-                        backup_costs(&self.tables.profiles[profile], 0, from, to)
-                            .iter()
-                            .any(|&(backup, _)| backup != failing)
-                    };
-                    count += usize::from(hop.is_some_and(|hop| !bridged(hop)));
-                }
-            }
-        }
-        count
+        let profiles = self.tables.profiles.iter();
+        profiles.map(|tables| tables.unprotected().count).sum()
     }
 
     /// Whether packets of an observed profile would go otherwise by the links of this moment.
     pub(super) fn direct_is_stale(&self, costs: &Costs) -> bool {
         (0..PROFILES).any(|profile| {
-            self.direct[profile].as_ref().is_some_and(|direct| {
-                !direct.has_links_of(&costs.profiles[profile].cost)
-            })
+            self.direct[profile]
+                .as_ref()
+                .is_some_and(|direct| !direct.has_links_of(&costs.profiles[profile].cost))
         })
     }
 
@@ -351,10 +360,8 @@ impl Plan {
             let direct = self.direct[profile].as_ref().filter(|_| set.rules == 0);
             let cost_ms = match direct.filter(|direct| direct.has(own, to)) {
                 Some(direct) => direct.cost.get(own, to),
-                None => set
-                    .by_destination
-                    .get(to)
-                    .and_then(Option::as_ref)
+                None => self.tables.profiles[profile]
+                    .tree(tree, to)
                     .map_or(f64::INFINITY, |in_tree| in_tree.cost(own)),
             };
             table
@@ -403,20 +410,21 @@ impl Direct {
     }
 }
 
-/// Where to deflect to, and what the way over it costs.
+/// Where to deflect to, and what the way over it cost when the plan was made.
 pub(super) fn backup_costs(
     tables: &ProfileTables,
     rules: usize,
     own: usize,
     to: usize,
 ) -> Vec<(usize, f64)> {
-    let Some(backups) = tables.backups.get(rules).filter(|backups| to < backups.len()) else {
-        return Vec::new();
-    };
-    backups
-        .candidates(own, to)
-        .map(|hop| (hop, tables.cost.get(own, hop) + tables.cost.get(hop, to)))
-        .collect()
+    match tables
+        .backups
+        .get(rules)
+        .filter(|backups| to < backups.len())
+    {
+        Some(backups) => backups.candidates_with_cost(own, to).collect(),
+        None => Vec::new(),
+    }
 }
 
 fn micros(cost_ms: f64) -> u32 {

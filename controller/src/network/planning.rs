@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use tradewind_proto::{PlanId, RelayIndex};
-use tradewind_routing::{CostMatrix, PlannerInput};
+use tradewind_routing::{
+    CostMatrix, LatencyBound, PlanTables, PlannerInput, ProfileInput, ProfileTables,
+};
 
 use super::{
     Action, Network,
@@ -11,7 +13,6 @@ use super::{
     history::{By, FINE, PlanEntry},
     plan::{Goal, Ingredients, Plan},
     rules::AllRules,
-    tables::{self, PlanTables},
 };
 use crate::{
     policy::{Compiled, Mode, Places, ProfileName},
@@ -57,13 +58,24 @@ impl Network {
         }
         let rules = self.rules(&policy, &costs, &live);
         self.note_figures(now, &costs);
+        let profiles: [ProfileInput<'_>; PROFILES] = std::array::from_fn(|profile| ProfileInput {
+            cost: &costs.profiles[profile].cost,
+            rules: &rules[profile],
+            pins: &policy.pins[profile],
+            demand: &[],
+            latency_bound: (profile == ProfileName::Economy as usize).then_some(LatencyBound {
+                delay_ms: &costs.delay_ms,
+                factor: policy.latency_factor,
+                slack_ms: policy.latency_slack_ms,
+            }),
+        });
         let decision = self.planner.step(&PlannerInput {
             now,
             names: &names,
             live: &live,
             expected_live: self.expected,
-            cost: &costs.profiles[0].cost,
-            rules: &rules[0][0],
+            profiles: &profiles,
+            capacity: &costs.capacity,
         });
         self.stats.usable_links = costs.usable() as u64;
         self.stats.contradicted_links = costs.clamped as u64;
@@ -75,10 +87,10 @@ impl Network {
             self.alert = decision.alert;
         }
         let alone = self.tables_without_links(now, &rules);
-        let Some(tables) = self.planner.tables().map(tables::convert).or(alone) else {
+        let Some(tables) = self.planner.tables().cloned().or(alone) else {
             return;
         };
-        let members = self.members(now, tables.profiles[0].cost.len());
+        let members = self.members(now, tables.len());
         let mut reasons = decision.reasons;
         reasons.extend(self.republish.take());
         if !decision.changed && reasons.is_empty() {
@@ -93,7 +105,13 @@ impl Network {
             }
             return;
         }
-        self.make_plan(now, reasons, &tables, &members, (&policy, &costs, &rules, &live));
+        self.make_plan(
+            now,
+            reasons,
+            &tables,
+            &members,
+            (&policy, &costs, &rules, &live),
+        );
     }
 
     /// The policy for the relays of this moment.
@@ -159,9 +177,8 @@ impl Network {
             active.id.epoch != self.epoch
                 || active.member_set() != *members
                 || active.selectors != policy.selectors
-                || (0..PROFILES).any(|profile| {
-                    active.is_broken(profile, costs, live, &rules[profile][0])
-                })
+                || (0..PROFILES)
+                    .any(|profile| active.is_broken(profile, costs, live, &rules[profile]))
         });
         if !repairs && self.held_for().is_some() {
             self.stats.plans_held_back += 1;
@@ -239,7 +256,11 @@ impl Network {
         for profile in ProfileName::ALL {
             let observed = policy.profiles[profile as usize].mode == Mode::Observe;
             if observed != newest.is_observed(profile as usize) {
-                let word = if observed { "observed only" } else { "enforced" };
+                let word = if observed {
+                    "observed only"
+                } else {
+                    "enforced"
+                };
                 reasons.push(format!("profile {} is {word}", profile.word()));
             }
         }
@@ -281,7 +302,13 @@ impl Network {
             return None;
         }
         let cost = CostMatrix::new(self.registry.len());
-        Some(tables::fresh(&cost, rules))
+        Some(PlanTables {
+            profiles: rules
+                .iter()
+                .map(|rules| ProfileTables::best(&cost, rules))
+                .collect(),
+            out_trees: Vec::new(),
+        })
     }
 
     /// The relays that a plan over `planned` indices knows.

@@ -337,7 +337,9 @@ fn check_uplinks(uplinks: &[UplinkInfo]) -> Result<(), String> {
             return Err(format!("uplink {number} is stated twice"));
         }
         if uplink.link_addresses.len() > MAX_ADDRESSES {
-            return Err(format!("at most {MAX_ADDRESSES} addresses of an uplink are taken"));
+            return Err(format!(
+                "at most {MAX_ADDRESSES} addresses of an uplink are taken"
+            ));
         }
         check_addresses(&format!("uplink {number}"), &uplink.link_addresses)?;
     }

@@ -143,7 +143,9 @@ impl Network {
             Goal::Rollback => "rollback",
         };
         self.history.amend(id, |entry| {
-            entry.activated_after_ms.get_or_insert(took.as_millis() as u64);
+            entry
+                .activated_after_ms
+                .get_or_insert(took.as_millis() as u64);
         });
         match (first, self.older.front().map(|plan| plan.id)) {
             (Some(share), Some(rest)) if share < ALL => {

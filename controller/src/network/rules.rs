@@ -39,7 +39,10 @@ impl Network {
                 tree_rules((0..n).map(|at| everybody[at] || forbidden[at]).collect())
             });
             let restricted: Vec<TreeRules> = restricted.collect();
-            [tree_rules(everybody)].into_iter().chain(restricted).collect()
+            [tree_rules(everybody)]
+                .into_iter()
+                .chain(restricted)
+                .collect()
         })
     }
 
@@ -95,12 +98,19 @@ fn parts(cost: &CostMatrix, live: &[bool], closed: &[bool]) -> usize {
     }
     // Closed relays that reach nobody who is not are parts of their own, unless all have links
     // with one another.
-    let alone: Vec<usize> = (0..n).filter(|&at| live[at] && part[at].is_none()).collect();
+    let alone: Vec<usize> = (0..n)
+        .filter(|&at| live[at] && part[at].is_none())
+        .collect();
     let meshed = count == 0
         && alone
             .iter()
             .all(|&a| alone.iter().all(|&b| a == b || joined(a, b)));
-    count + if meshed { usize::from(!alone.is_empty()) } else { alone.len() }
+    count
+        + if meshed {
+            usize::from(!alone.is_empty())
+        } else {
+            alone.len()
+        }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use tradewind_service::config::{ConfigError, Rate};
 
-pub(crate) use compile::{Compiled, Observed, ObservedKind, Places};
+pub(crate) use compile::{Compiled, ObservedKind, Places};
 pub use schedule::{Day, Hours};
 
 /// Restricted rule sets that one plan has room for: each has a tree of its own beside the first.

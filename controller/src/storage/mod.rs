@@ -104,7 +104,9 @@ pub enum StorageError {
         source: rusqlite::Error,
     },
     /// A record cannot be understood.
-    #[error("{path} is damaged: {what}: {reason}; restore it, or remove it to start without policy, operator's decisions and history")]
+    #[error(
+        "{path} is damaged: {what}: {reason}; restore it, or remove it to start without policy, operator's decisions and history"
+    )]
     Damaged {
         /// The file.
         path: String,
@@ -114,7 +116,9 @@ pub enum StorageError {
         reason: String,
     },
     /// A later version of the controller has written it.
-    #[error("{path} was written by a later version (format {found}; this one knows {known}): run that one, or restore an older copy")]
+    #[error(
+        "{path} was written by a later version (format {found}; this one knows {known}): run that one, or restore an older copy"
+    )]
     Later {
         /// The file.
         path: String,
@@ -142,7 +146,11 @@ impl Storage for MemoryStorage {
             Record::Decisions(decisions) => self.kept.decisions = decisions.clone(),
             Record::Plan(entry) => {
                 let plans = &mut self.kept.plans;
-                match plans.iter_mut().rev().find(|known| known.plan == entry.plan) {
+                match plans
+                    .iter_mut()
+                    .rev()
+                    .find(|known| known.plan == entry.plan)
+                {
                     Some(known) => *known = entry.clone(),
                     None => plans.push(entry.clone()),
                 }

@@ -41,7 +41,9 @@ impl SqliteStorage {
         };
         let database = Connection::open(path).map_err(error)?;
         // One small file and few writes: a journal that is gone after each.
-        database.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+        database
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(error)?;
         let found: i64 = database
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(error)?;
@@ -54,7 +56,9 @@ impl SqliteStorage {
         }
         database.execute_batch(TABLES).map_err(error)?;
         if found != FORMAT {
-            database.pragma_update(None, "user_version", FORMAT).map_err(error)?;
+            database
+                .pragma_update(None, "user_version", FORMAT)
+                .map_err(error)?;
         }
         Ok(Self {
             path: name,
@@ -74,7 +78,9 @@ impl SqliteStorage {
 
     fn plans<T: DeserializeOwned>(&self) -> Result<Vec<T>, StorageError> {
         let read = || -> rusqlite::Result<Vec<(String, String)>> {
-            let mut query = self.database.prepare("SELECT name, body FROM plan ORDER BY seq")?;
+            let mut query = self
+                .database
+                .prepare("SELECT name, body FROM plan ORDER BY seq")?;
             let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             rows.collect()
         };
@@ -119,8 +125,12 @@ impl Storage for SqliteStorage {
         let write = |database: &mut Connection| -> rusqlite::Result<()> {
             let change = database.transaction()?;
             match record {
-                Record::Policy(policy) => change.execute(document, params!["policy", json(policy)])?,
-                Record::Decisions(all) => change.execute(document, params!["decisions", json(all)])?,
+                Record::Policy(policy) => {
+                    change.execute(document, params!["policy", json(policy)])?
+                }
+                Record::Decisions(all) => {
+                    change.execute(document, params!["decisions", json(all)])?
+                }
                 Record::Plan(entry) => {
                     change.execute(plan, params![entry.plan, json(entry)])?;
                     change.execute(oldest, [MOST_PLANS as i64])?
@@ -167,7 +177,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("controller.db");
         let mut decisions = Decisions::default();
-        decisions.quarantined.insert("tokyo-1".into(), Mark::default());
+        decisions
+            .quarantined
+            .insert("tokyo-1".into(), Mark::default());
         let policy = KeptPolicy {
             policy: Policy::from_toml("[[price]]\nuplink = 1\nper_gb = 0.5", "p").unwrap(),
             source: "api".into(),
@@ -197,7 +209,10 @@ mod tests {
     fn only_the_latest_plans_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let mut storage = SqliteStorage::open(&dir.path().join("a.db")).unwrap();
-        storage.database.pragma_update(None, "synchronous", "OFF").unwrap();
+        storage
+            .database
+            .pragma_update(None, "synchronous", "OFF")
+            .unwrap();
         for number in 1..=MOST_PLANS as u32 + 5 {
             storage.write(&Record::Plan(entry(number, "x"))).unwrap();
         }
@@ -220,11 +235,18 @@ mod tests {
             .database
             .pragma_update(None, "max_page_count", pages)
             .unwrap();
-        let error = storage.write(&Record::Plan(entry(2, &"x".repeat(100_000)))).unwrap_err();
+        let error = storage
+            .write(&Record::Plan(entry(2, &"x".repeat(100_000))))
+            .unwrap_err();
         assert!(error.to_string().contains("full"), "{error}");
         assert_eq!(storage.load().unwrap().plans, [entry(1, "small")]);
-        storage.database.pragma_update(None, "max_page_count", 100_000).unwrap();
-        storage.write(&Record::Plan(entry(3, "room again"))).unwrap();
+        storage
+            .database
+            .pragma_update(None, "max_page_count", 100_000)
+            .unwrap();
+        storage
+            .write(&Record::Plan(entry(3, "room again")))
+            .unwrap();
     }
 
     #[test]
@@ -232,10 +254,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("controller.db");
         let storage = SqliteStorage::open(&file).unwrap();
-        storage.database.pragma_update(None, "user_version", 99).unwrap();
+        storage
+            .database
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
         drop(storage);
         let error = SqliteStorage::open(&file).unwrap_err().to_string();
-        assert!(error.contains("later version") && error.contains("controller.db"), "{error}");
+        assert!(
+            error.contains("later version") && error.contains("controller.db"),
+            "{error}"
+        );
         let other = dir.path().join("other.db");
         std::fs::write(&other, "certainly not a database, but text of some length").unwrap();
         let error = SqliteStorage::open(&other).unwrap_err().to_string();

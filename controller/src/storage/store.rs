@@ -91,7 +91,8 @@ impl Store {
             return Ok(());
         };
         let (sender, receiver) = oneshot::channel();
-        let gone = || "it is not kept: the disk is too slow, or the controller is stopping".to_owned();
+        let gone =
+            || "it is not kept: the disk is too slow, or the controller is stopping".to_owned();
         jobs.try_send(Job::Flush(sender)).map_err(|_| gone())?;
         receiver.await.map_err(|_| gone())?
     }
