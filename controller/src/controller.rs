@@ -41,7 +41,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// A running controller. Clones are the same one. It runs until [`Controller::shutdown`].
 #[derive(Clone)]
 pub struct Controller {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What all tasks share.
@@ -188,10 +188,10 @@ impl Controller {
         self.shared.read(|network, _| network.stats())
     }
 
-    /// How often the state could not be written to disk.
+    /// How often state, policy, decisions or history could not be written to disk.
     #[must_use]
     pub fn state_write_failures(&self) -> u64 {
-        self.shared.state_write_failures.load(Relaxed)
+        self.shared.state_write_failures.load(Relaxed) + self.shared.store.failures()
     }
 
     /// Makes a one-time enrolment token that is good for `lifetime`, for `relay` only if named.
@@ -286,7 +286,7 @@ impl Shared {
         result
     }
 
-    fn read<T>(&self, look: impl FnOnce(&Network, Duration) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Network, Duration) -> T) -> T {
         let inner = self.lock();
         look(&inner.network, self.now())
     }

@@ -9,8 +9,12 @@ use tradewind_proto::{
 };
 
 use super::{
-    Action, Gain, Network, ObservedRule, PathError, history::By, plan::Goal, registry::Standing,
-    rollout::ALL, views::AlertView,
+    Action, Gain, Network, ObservedRule, PathError,
+    history::{By, PlanEntry},
+    plan::Goal,
+    registry::Standing,
+    rollout::ALL,
+    views::AlertView,
 };
 use crate::{
     policy::{Mode, ProfileName},
@@ -286,6 +290,17 @@ impl Network {
         if self.hold.take().is_some() && self.held_for().is_none() {
             self.publish_held_back(now);
         }
+    }
+
+    /// Plans with their reasons and orders, the latest first.
+    pub fn plans(&self) -> impl Iterator<Item = &PlanEntry> {
+        self.history.latest()
+    }
+
+    /// One of them, by `epoch.number`.
+    #[must_use]
+    pub fn plan_entry(&self, name: &str) -> Option<&PlanEntry> {
+        self.history.get(name)
     }
 
     /// What is stamped and what could be.

@@ -150,6 +150,10 @@ impl Plan {
         from: usize,
         to: usize,
     ) -> Option<usize> {
+        // Another plan may know relays that came later.
+        if from >= self.len() || to >= self.len() {
+            return None;
+        }
         let tables = &self.tables.profiles[profile];
         let set = tables.trees.get(tree)?;
         if let Some(direct) = &self.direct[profile]
@@ -200,10 +204,9 @@ impl Plan {
     }
 
     pub(super) fn uplink(&self, profile: usize, from: usize, to: usize) -> u8 {
-        self.uplinks[profile]
-            .get(from * self.len() + to)
-            .copied()
-            .unwrap_or(0)
+        let known = from < self.len() && to < self.len();
+        let uplink = known.then(|| self.uplinks[profile][from * self.len() + to]);
+        uplink.unwrap_or(0)
     }
 
     /// Whether a profile is only observed in it.
