@@ -1,7 +1,9 @@
 //! `tradewind-bench`: load generators and benchmarks. They print; they judge nothing.
 
+mod day;
 mod delay;
 mod network;
+mod planner;
 mod stats;
 mod ways;
 
@@ -18,7 +20,9 @@ use clap::{Parser, Subcommand};
 
 Examples:
   tradewind-bench relay-delay
-  tradewind-bench relay-delay --seconds 60 --json"
+  tradewind-bench relay-delay --seconds 60 --json
+  tradewind-bench planner --relays 100,1000
+  tradewind-bench day --relays 20"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -29,6 +33,11 @@ struct Cli {
 enum Command {
     /// What one relay adds to a packet's delay at light load, beside bare sockets.
     RelayDelay(delay::DelayArgs),
+    /// Time and memory of a full plan and of steps, by the number of relays.
+    Planner(planner::PlannerArgs),
+    /// A day of a network whose delays swing, simulated: how often plans change, and how long ways
+    /// are not the best.
+    Day(day::DayArgs),
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
@@ -40,6 +49,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::RelayDelay(args) => delay::run(&args),
+        Command::Planner(args) => planner::run(&args),
+        Command::Day(args) => day::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),
     };
     tradewind_service::exit::finish("tradewind-bench", result)

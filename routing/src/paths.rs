@@ -1,7 +1,10 @@
 //! Least-cost paths between all ordered pairs of relays, over a bounded number of transit relays:
 //! the optimum that trees and measurements are compared with.
 
-use crate::cost::CostMatrix;
+use crate::{
+    cost::CostMatrix,
+    grow::{LowRows, rounded_up},
+};
 
 /// The best paths of all ordered pairs; see [`best_paths`].
 #[derive(Debug, Clone)]
@@ -114,9 +117,10 @@ pub fn best_paths_with_hop_cost(
         spans: Vec::with_capacity(n * n),
         transit: Vec::new(),
     };
+    let low = LowRows::new(cost);
     let mut layers = Layers::default();
     for from in 0..n {
-        layers.grow(cost, from, max_transit, per_transit_ms);
+        layers.grow((cost, &low), from, max_transit, per_transit_ms);
         best.costs.extend_from_slice(&layers.best);
         for to in 0..n {
             let start = best.transit.len();
@@ -142,6 +146,8 @@ pub fn path_cost(cost: &CostMatrix, path: &[usize]) -> f64 {
 #[derive(Default)]
 struct Layers {
     best: Vec<f64>,
+    /// `best` rounded up, with padding that nothing is below.
+    high: Vec<f32>,
     /// The number of links of the best path to each relay; 0 where there is none.
     links: Vec<u16>,
     /// `before[k][v]`: the relay before `v` on the best path of exactly `k + 1` links.
@@ -149,7 +155,13 @@ struct Layers {
 }
 
 impl Layers {
-    fn grow(&mut self, cost: &CostMatrix, from: usize, max_transit: usize, per_transit_ms: f64) {
+    fn grow(
+        &mut self,
+        (cost, low): (&CostMatrix, &LowRows),
+        from: usize,
+        max_transit: usize,
+        per_transit_ms: f64,
+    ) {
         let n = cost.len();
         self.best.clear();
         self.best.extend_from_slice(cost.row(from));
@@ -157,6 +169,10 @@ impl Layers {
         self.links
             .extend(self.best.iter().map(|cost| u16::from(cost.is_finite())));
         self.links[from] = 0;
+        self.high.clear();
+        self.high
+            .extend(self.best.iter().map(|&cost| rounded_up(cost)));
+        self.high.resize(low.stride(), -1.0);
         self.before.clear();
         self.before.push(vec![from as u16; n]);
 
@@ -168,14 +184,19 @@ impl Layers {
             let mut before = vec![0; n];
             for (&via, &so_far) in improved.iter().zip(&previous) {
                 let so_far = so_far + per_transit_ms;
-                for (to, &link) in cost.row(via).iter().enumerate() {
-                    let total = so_far + link;
-                    if total < self.best[to] {
-                        self.best[to] = total;
-                        self.links[to] = links as u16;
-                        before[to] = via as u16;
+                let row = cost.row(via);
+                low.scan(via, so_far, &mut self.high, |first, block| {
+                    // The last block's padding has no columns.
+                    for (to, high) in (first..n).zip(block) {
+                        let total = so_far + row[to];
+                        if total < self.best[to] {
+                            self.best[to] = total;
+                            self.links[to] = links as u16;
+                            before[to] = via as u16;
+                            *high = rounded_up(total);
+                        }
                     }
-                }
+                });
             }
             self.before.push(before);
             improved = (0..n)
