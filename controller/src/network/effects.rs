@@ -108,16 +108,25 @@ impl Network {
         }
     }
 
-    pub(super) fn gains_of(&self, plan: &Plan, costs: &Costs) -> Vec<Gain> {
+    pub(super) fn gains_of(
+        &self,
+        plan: &Plan,
+        costs: &Costs,
+        demand: &[Vec<f64>; PROFILES],
+    ) -> Vec<Gain> {
+        let n = costs.delay_ms.len();
         let members = plan.member_indices();
         let gain = |profile: ProfileName| {
             let at = profile as usize;
             let cost = &costs.profiles[at].cost;
             let tables = &plan.tables.profiles[at];
             let (mut pairs, mut improved, mut sum, mut most) = (0, 0, 0.0, 0.0f64);
+            let (mut flowing, mut flowing_sum) = (0.0, 0.0);
             for &to in &members {
                 for &from in members.iter().filter(|&&from| cost.is_up(from, to)) {
                     pairs += 1;
+                    let flow = demand[at].get(from * n + to).copied().unwrap_or(0.0);
+                    flowing += flow;
                     let path = tables.path(0, from, to);
                     let Some(path) = path.filter(|path| path.len() > 2) else {
                         continue;
@@ -126,6 +135,7 @@ impl Network {
                     if saved.is_finite() && saved > 0.0 {
                         improved += 1;
                         sum += saved;
+                        flowing_sum += flow * saved;
                         most = most.max(saved);
                     }
                 }
@@ -141,7 +151,7 @@ impl Network {
                 improved,
                 mean_saved_ms: if pairs == 0 { 0.0 } else { sum / pairs as f64 },
                 most_saved_ms: most,
-                by_demand_saved_ms: None,
+                by_demand_saved_ms: (flowing > 0.0).then(|| flowing_sum / flowing),
             }
         };
         ProfileName::ALL.into_iter().map(gain).collect()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tradewind_proto::{
-    CloseCode, LinkKey, PlanId, RelayIndex, Uplink,
+    Class, CloseCode, LinkKey, PlanId, RelayIndex, Uplink,
     control::{
         ControllerToRelay, LinkReport, PlanName, Refused, Register, Registered, RelayList,
         TokenKey, TokenKeys as TokenKeysMessage, controller_to_relay as to_relay,
@@ -66,6 +66,7 @@ impl Network {
         if admitted.restarted {
             self.links.restarted(admitted.index);
             self.traffic.restarted(admitted.index);
+            self.demand.restarted(u32::from(admitted.index.0));
             self.forget_what_is_held(admitted.index);
         }
         self.apply_decisions(now, admitted.index);
@@ -138,6 +139,13 @@ impl Network {
                 self.set_draining(now, relay, load.draining);
             }
         }
+        let known = self.registry.len() as u32;
+        let rows = report.demand.iter().filter(|row| row.destination < known);
+        let counters = rows.flat_map(|row| {
+            let bytes = row.bytes.iter().take(Class::ALL.len()).enumerate();
+            bytes.map(|(class, &bytes)| (row.destination, class, bytes))
+        });
+        self.demand.report(now, u32::from(relay.0), counters);
         let (mut failed, mut gained) = (false, false);
         for link in &report.links {
             let peer = self

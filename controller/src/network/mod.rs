@@ -40,7 +40,7 @@ use tradewind_proto::{
     CloseCode, PlanId,
     control::{ControllerToRelay, PlanName, RelayToController, relay_to_controller as from_relay},
 };
-use tradewind_routing::{CostWeights, Planner, PlannerConfig};
+use tradewind_routing::{CostWeights, DemandConfig, DemandMeter, Planner, PlannerConfig};
 use tradewind_trust::TokenKeys;
 
 use crate::{
@@ -165,6 +165,7 @@ pub struct Network {
     planner: Planner,
     token_keys: TokenKeys,
     traffic: Traffic,
+    demand: DemandMeter,
     uplinks: Uplinks,
     policy: KeptPolicy,
     /// What the policy says that has no effect at present, and why.
@@ -222,6 +223,7 @@ impl Network {
             planner: Planner::new(config.planner.clone()),
             token_keys,
             traffic: Traffic::default(),
+            demand: DemandMeter::new(DemandConfig::default()),
             uplinks: Uplinks::default(),
             policy: KeptPolicy {
                 source: "default".to_owned(),

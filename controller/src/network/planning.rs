@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use tradewind_proto::{PlanId, RelayIndex};
+use tradewind_proto::{Class, PlanId, RelayIndex};
 use tradewind_routing::{
     CostMatrix, LatencyBound, PlanTables, PlannerInput, ProfileInput, ProfileTables,
 };
@@ -58,11 +58,12 @@ impl Network {
         }
         let rules = self.rules(&policy, &costs, &live);
         self.note_figures(now, &costs);
+        let demand = self.demand_by_profile();
         let profiles: [ProfileInput<'_>; PROFILES] = std::array::from_fn(|profile| ProfileInput {
             cost: &costs.profiles[profile].cost,
             rules: &rules[profile],
             pins: &policy.pins[profile],
-            demand: &[],
+            demand: &demand[profile],
             latency_bound: (profile == ProfileName::Economy as usize).then_some(LatencyBound {
                 delay_ms: &costs.delay_ms,
                 factor: policy.latency_factor,
@@ -112,6 +113,24 @@ impl Network {
             &members,
             (&policy, &costs, &rules, &live),
         );
+    }
+
+    /// What clients send, bytes per second, by profile and ordered pair; empty where nothing is
+    /// known to be sent.
+    pub(super) fn demand_by_profile(&self) -> [Vec<f64>; PROFILES] {
+        let relays: Vec<u32> = (0..self.registry.len() as u32).collect();
+        let profile_of = |class: usize| {
+            let class = Class::ALL.get(class)?;
+            Some(class.profile() as usize)
+        };
+        let rates = self.demand.rates(&relays, PROFILES, profile_of);
+        let mut rates = rates
+            .into_iter()
+            .map(|rates| match rates.iter().any(|&rate| rate > 0.0) {
+                true => rates,
+                false => Vec::new(),
+            });
+        std::array::from_fn(|_| rates.next().unwrap_or_default())
     }
 
     /// The policy for the relays of this moment.
@@ -390,7 +409,7 @@ impl Network {
         plan: &Plan,
     ) {
         self.next_effects = now + EFFECTS_EVERY;
-        self.gains = self.gains_of(plan, costs);
+        self.gains = self.gains_of(plan, costs, &self.demand_by_profile());
         self.observed_rules = match self.registry.len() <= MOST_OBSERVED {
             true => self.effects_of_observed(policy, costs, rules, plan),
             false => Vec::new(),
