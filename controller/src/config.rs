@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tradewind_trust::{Ca, EnrolToken, Identity, Roots, TokenKeys, TrustError};
 
-use crate::{network::NetworkConfig, state::StateError};
+use crate::{network::NetworkConfig, state::StateError, storage::StorageError};
 
 /// What a controller is started with.
 pub struct ControllerConfig {
@@ -78,4 +78,7 @@ pub enum StartError {
     /// What was kept on disk cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What was kept of policy, decisions and plans cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }

@@ -27,6 +27,7 @@ use crate::{
         RelayView, Stats,
     },
     state,
+    storage::Store,
 };
 
 /// A relay that says nothing for this long is offline.
@@ -40,7 +41,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// A running controller. Clones are the same one. It runs until [`Controller::shutdown`].
 #[derive(Clone)]
 pub struct Controller {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What all tasks share.
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     sooner: Notify,
     stopping: AtomicBool,
     state_write_failures: AtomicU64,
+    pub(crate) store: Store,
 }
 
 struct Inner {
@@ -83,7 +85,9 @@ impl Controller {
                 source,
             })?;
         let saved = state::begin_epoch(config.state_dir.as_deref())?;
-        let network = Network::new(config.network, saved, config.token_keys, host.wall_clock());
+        let (store, kept) = Store::open(config.state_dir.as_deref())?;
+        let mut network = Network::new(config.network, saved, config.token_keys, host.wall_clock());
+        network.restore(kept);
         let shared = Arc::new(Shared {
             ca: config.ca,
             tokens: Tokens::new(config.state_dir.clone(), config.reusable_enrol_tokens),
@@ -101,6 +105,7 @@ impl Controller {
             sooner: Notify::new(),
             stopping: AtomicBool::new(false),
             state_write_failures: AtomicU64::new(0),
+            store,
             host,
         });
         shared.host.spawn(accept(shared.clone()));
@@ -183,10 +188,10 @@ impl Controller {
         self.shared.read(|network, _| network.stats())
     }
 
-    /// How often the state could not be written to disk.
+    /// How often state, policy, decisions or history could not be written to disk.
     #[must_use]
     pub fn state_write_failures(&self) -> u64 {
-        self.shared.state_write_failures.load(Relaxed)
+        self.shared.state_write_failures.load(Relaxed) + self.shared.store.failures()
     }
 
     /// Makes a one-time enrolment token that is good for `lifetime`, for `relay` only if named.
@@ -281,7 +286,7 @@ impl Shared {
         result
     }
 
-    fn read<T>(&self, look: impl FnOnce(&Network, Duration) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Network, Duration) -> T) -> T {
         let inner = self.lock();
         look(&inner.network, self.now())
     }
@@ -313,6 +318,7 @@ impl Shared {
                     self.state_write_failures.fetch_add(1, Relaxed);
                 }
             }
+            Action::Keep(record) => self.store.write(record),
             Action::Activated(id) => {
                 self.plan.send_replace(Some(id));
             }
@@ -348,7 +354,11 @@ async fn keep_time(shared: Arc<Shared>) {
             biased; // no random numbers from elsewhere
             () = shared.sooner.notified() => {}
             () = shared.host.sleep_until(shared.started + due) => {
-                shared.with(|network, now| network.tick(now));
+                let wall = shared.host.wall_clock();
+                shared.with(|network, now| {
+                    network.set_wall_start(wall - now);
+                    network.tick(now);
+                });
             }
         }
     }

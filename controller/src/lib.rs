@@ -14,9 +14,14 @@ mod enrol;
 mod http;
 pub mod metrics;
 pub mod network;
+mod operations;
+pub mod policy;
 pub mod state;
+pub mod storage;
 
 pub use config::{AdminAccess, ControllerConfig, StartError};
 pub use controller::Controller;
 pub use enrol::EnrolTokenError;
 pub use network::{NetworkConfig, PathError};
+pub use operations::{PolicyChange, PolicyFileError, PolicyOutcome};
+pub use policy::{Policy, PolicyError};

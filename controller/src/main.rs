@@ -195,6 +195,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let listener = admin::listen(settings.http, "--http").await?;
     let http_address = listener.local_addr()?;
     let controller = Controller::start(config, Arc::new(OsHost))?;
+    if let Some(file) = &settings.policy_file {
+        // A controller that plans without a new policy is better than none.
+        if let Err(error) = controller.load_policy_file(file) {
+            tracing::error!(%error, "the policy before stays");
+        }
+    }
     // Not before: whoever cannot start says why in one line.
     logs::log_start(NAME, VERSION, commit());
     let signals = Signals::new().context("cannot follow signals")?;
@@ -263,10 +269,13 @@ async fn reload(
                 controller.set_identity(&identity, &roots)?;
                 controller.set_token_keys(keys);
             }
+            if let Some(file) = &settings.policy_file {
+                controller.load_policy_file(file)?;
+            }
             Ok(())
         };
         match reloaded() {
-            Ok(()) => tracing::info!("log filter, certificates and token keys read again"),
+            Ok(()) => tracing::info!("log filter, certificates, token keys and policy read again"),
             Err(error) => {
                 let error = exit::one_line(&error);
                 tracing::error!(error, "not reloaded: what was before stays");

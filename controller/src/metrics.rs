@@ -1,7 +1,7 @@
 //! The controller's metrics: read from it whenever they are asked for.
 
 use prometheus::{
-    GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -28,7 +28,7 @@ pub fn registry(
 type Read = fn(&Stats) -> u64;
 
 /// Counters out of [`Stats`]: name without `_total`, help, value.
-const COUNTERS: [(&str, &str, Read); 9] = [
+const COUNTERS: [(&str, &str, Read); 13] = [
     (
         "registrations",
         "Registrations of relays, repeated ones too",
@@ -66,6 +66,24 @@ const COUNTERS: [(&str, &str, Read); 9] = [
         "Times that a measurement was taken for broken",
         |s| s.disbeliefs,
     ),
+    (
+        "orders",
+        "Orders to stamp plans: activations, shares, rollbacks",
+        |s| s.orders,
+    ),
+    (
+        "rollbacks",
+        "Times that an operator went back to an older plan",
+        |s| s.rollbacks,
+    ),
+    (
+        "plans_held_back",
+        "Times that a plan by choice had to wait for an operator or a rollout",
+        |s| s.plans_held_back,
+    ),
+    ("policies_set", "Times that another policy was set", |s| {
+        s.policies_set
+    }),
 ];
 
 /// Gauges out of [`Stats`].
@@ -89,9 +107,16 @@ struct Live {
     relay_online: IntGaugeVec,
     relay_sessions: IntGaugeVec,
     relay_busy: GaugeVec,
+    relay_quarantined: IntGaugeVec,
     alert: IntGauge,
+    alerts: IntGaugeVec,
     plan_epoch: IntGauge,
     plan_number: IntGauge,
+    plan_share: Gauge,
+    unprotected: IntGauge,
+    saved: GaugeVec,
+    improved_pairs: IntGaugeVec,
+    observed_rerouted: IntGaugeVec,
 }
 
 impl Live {
@@ -131,6 +156,37 @@ impl Live {
                 ),
                 &["relay", "region"],
             )?,
+            relay_quarantined: gauges(
+                "relay_quarantined",
+                "Whether an operator has taken the relay out of all paths",
+                &["relay", "region"],
+            )?,
+            alerts: gauges("alerts", "What needs somebody's eyes, by kind", &["kind"])?,
+            plan_share: Gauge::with_opts(opts(
+                "plan_share_ratio",
+                "Share of flows that are stamped with the plan in force",
+            ))?,
+            unprotected: gauge(
+                "unprotected_ways",
+                "Ways of the plan in force that no reaction keeps open when their next hop fails",
+            )?,
+            saved: GaugeVec::new(
+                opts(
+                    "saved_cost_milliseconds",
+                    "What planned ways cost less than direct links, mean over all pairs",
+                ),
+                &["profile", "mode"],
+            )?,
+            improved_pairs: gauges(
+                "improved_pairs",
+                "Ordered pairs for which a planned way is better than the direct link",
+                &["profile", "mode"],
+            )?,
+            observed_rerouted: gauges(
+                "observed_rerouted_pairs",
+                "Ordered pairs that a rule which is only observed would send another way",
+                &["rule", "profile"],
+            )?,
             alert: gauge(
                 "alert",
                 "Whether measurements are distrusted and the plan is kept",
@@ -163,6 +219,36 @@ impl Live {
         self.plan_epoch.set(i64::from(plan.epoch));
         self.plan_number.set(i64::from(plan.number));
 
+        let rollout = self.controller.rollout();
+        self.plan_share
+            .set(f64::from(rollout.share_permille) / 1_000.0);
+        let entry = self.controller.plan_entry(&plan.to_string());
+        self.unprotected
+            .set(entry.map_or(0, |entry| entry.unprotected as i64));
+        self.alerts.reset();
+        for alert in self.controller.alerts() {
+            self.alerts.with_label_values(&[alert.kind]).inc();
+        }
+        let (gains, observed) = self.controller.gains();
+        self.saved.reset();
+        self.improved_pairs.reset();
+        for gain in gains {
+            let labels = [gain.profile, gain.mode];
+            self.saved
+                .with_label_values(&labels)
+                .set(gain.mean_saved_ms);
+            let improved = self.improved_pairs.with_label_values(&labels);
+            improved.set(gain.improved as i64);
+        }
+        self.observed_rerouted.reset();
+        for rule in observed {
+            for effect in rule.effects {
+                self.observed_rerouted
+                    .with_label_values(&[rule.rule.as_str(), effect.profile])
+                    .set(effect.rerouted as i64);
+            }
+        }
+
         let relays = self.controller.relays();
         let count = |state: &str, of: usize| {
             self.relays.with_label_values(&[state]).set(of as i64);
@@ -180,6 +266,7 @@ impl Live {
         self.relay_online.reset();
         self.relay_sessions.reset();
         self.relay_busy.reset();
+        self.relay_quarantined.reset();
         for relay in &relays {
             let labels = [relay.name.as_str(), relay.region.as_str()];
             self.relay_online
@@ -188,6 +275,9 @@ impl Live {
             self.relay_sessions
                 .with_label_values(&labels)
                 .set(i64::from(relay.sessions));
+            self.relay_quarantined
+                .with_label_values(&labels)
+                .set(i64::from(relay.standing == "quarantined"));
             let busy = f64::from(relay.busy_permille) / 1_000.0;
             self.relay_busy.with_label_values(&labels).set(busy);
         }
@@ -206,7 +296,14 @@ impl Live {
         all.push(&self.relay_online);
         all.push(&self.relay_sessions);
         all.push(&self.relay_busy);
+        all.push(&self.relay_quarantined);
         all.push(&self.alert);
+        all.push(&self.alerts);
+        all.push(&self.plan_share);
+        all.push(&self.unprotected);
+        all.push(&self.saved);
+        all.push(&self.improved_pairs);
+        all.push(&self.observed_rerouted);
         all.push(&self.plan_epoch);
         all.push(&self.plan_number);
         all

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tradewind_controller::{AdminAccess, ControllerConfig, NetworkConfig};
+use tradewind_controller::{AdminAccess, ControllerConfig, NetworkConfig, Policy};
 use tradewind_service::{
     config::{HumanDuration, Secret},
     exit::{UsageError, usage},
@@ -35,8 +35,18 @@ pub(crate) struct Settings {
     pub(crate) expected_relays: Option<usize>,
     pub(crate) max_relays: usize,
     pub(crate) log: String,
+    pub(crate) policy_file: Option<PathBuf>,
     pub(crate) planner: PlannerSettings,
     pub(crate) cost: CostSettings,
+    pub(crate) rollout: RolloutSettings,
+}
+
+/// How plans by choice come into force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RolloutSettings {
+    steps: Vec<String>,
+    every: HumanDuration,
 }
 
 /// When plans change.
@@ -85,8 +95,20 @@ impl Default for Settings {
             expected_relays: None,
             max_relays: network.max_relays,
             log: "info".to_owned(),
+            policy_file: None,
             planner: PlannerSettings::default(),
             cost: CostSettings::default(),
+            rollout: RolloutSettings::default(),
+        }
+    }
+}
+
+impl Default for RolloutSettings {
+    fn default() -> Self {
+        let network = NetworkConfig::default();
+        Self {
+            steps: Vec::new(),
+            every: HumanDuration(network.rollout_every),
         }
     }
 }
@@ -173,6 +195,12 @@ impl Settings {
     pub(crate) fn check(&self, now: SystemTime) -> anyhow::Result<()> {
         self.controller_config(now)?;
         self.http_identity()?;
+        if let Some(path) = &self.policy_file {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read `policy_file` {}", path.display()))
+                .map_err(|error| wrong(&tradewind_service::exit::one_line(&error)))?;
+            Policy::from_toml(&text, &path.display().to_string()).map_err(usage)?;
+        }
         Ok(())
     }
 
@@ -221,6 +249,8 @@ impl Settings {
             max_relays: self.max_relays,
             ..NetworkConfig::default()
         };
+        network.rollout_steps = self.rollout.permilles()?;
+        network.rollout_every = self.rollout.every.0;
         network.planner.margin = planner.margin;
         network.planner.margin_ms = planner.margin_ms;
         network.planner.hold = planner.hold.0;
@@ -233,6 +263,34 @@ impl Settings {
         network.weights.load_scale_ms = cost.load_scale_ms;
         network.weights.hop_ms = cost.hop_ms;
         Ok(network)
+    }
+}
+
+impl RolloutSettings {
+    /// The steps in parts per thousand.
+    fn permilles(&self) -> anyhow::Result<Vec<u32>> {
+        if self.every.0.is_zero() {
+            return Err(wrong("`rollout.every` must not be 0"));
+        }
+        let mut steps = Vec::new();
+        for text in &self.steps {
+            let percent = text
+                .trim()
+                .strip_suffix('%')
+                .and_then(|number| number.trim().parse().ok());
+            let permille = percent.map(|percent: f64| (percent * 10.0).round());
+            let step = permille.filter(|permille| (1.0..=1_000.0).contains(permille));
+            let Some(step) = step.map(|step| step as u32) else {
+                return Err(wrong(&format!(
+                    "`rollout.steps`: `{text}` is no share above 0 %; write [\"5%\", \"25%\", \"100%\"]"
+                )));
+            };
+            if steps.last().is_some_and(|&last| last >= step) {
+                return Err(wrong("`rollout.steps` must grow from one to the next"));
+            }
+            steps.push(step);
+        }
+        Ok(steps)
     }
 }
 
@@ -274,7 +332,7 @@ mod tests {
     fn the_sample_names_every_key() {
         let all = serde_json::to_value(Settings::default()).unwrap();
         let mut keys: Vec<String> = all.as_object().unwrap().keys().cloned().collect();
-        for section in ["planner", "cost"] {
+        for section in ["planner", "cost", "rollout"] {
             keys.extend(all[section].as_object().unwrap().keys().cloned());
         }
         for key in keys {
@@ -304,6 +362,9 @@ mod tests {
             ("[planner]\nmargin = nan", "planner.margin"),
             ("[planner]\ninterval = \"0s\"", "planner.interval"),
             ("max_relays = 0", "max_relays"),
+            ("[rollout]\nsteps = [\"5\"]", "rollout.steps"),
+            ("[rollout]\nsteps = [\"25%\", \"5%\"]", "rollout.steps"),
+            ("[rollout]\nevery = \"0s\"", "rollout.every"),
         ] {
             let settings: Settings = tradewind_service::config::parse(text, "a.toml").unwrap();
             let error = settings.network().unwrap_err();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tradewind_proto::control::UplinkInfo;
 use tradewind_trust::EnrolToken;
 
 use crate::enrol::{EnrolTokenError, Tokens};
@@ -41,6 +42,32 @@ pub struct SavedRelay {
     pub longitude: f64,
     /// Of its last start.
     pub incarnation: u64,
+    /// Its ways to other relays beside the first, and what any of them carries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<SavedUplink>,
+}
+
+/// What is kept of a relay's uplink.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedUplink {
+    /// Its number.
+    pub number: u8,
+    /// Where relays reach it over this uplink, `ip:port`, in order of preference.
+    pub link_addresses: Vec<String>,
+    /// What it carries each way, bytes per second; 0 when not known.
+    pub capacity: u64,
+}
+
+impl SavedUplink {
+    /// As relays are told.
+    #[must_use]
+    pub fn info(&self) -> UplinkInfo {
+        UplinkInfo {
+            number: u32::from(self.number),
+            link_addresses: self.link_addresses.clone(),
+            capacity: self.capacity,
+        }
+    }
 }
 
 /// Why something kept on disk could not be read or written.

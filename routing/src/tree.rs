@@ -233,17 +233,6 @@ impl Tree {
         Self::new(root, vec![NONE; n], cost)
     }
 
-    /// The tree of these parents (`u16::MAX`: none), which must lead to the root without a circle.
-    pub(crate) fn from_parents(root: usize, parent: Vec<u16>, away: &CostMatrix) -> Self {
-        let mut tree = Self {
-            root,
-            parent,
-            cost: Vec::new(),
-        };
-        tree.cost = tree.costs_under(away, None);
-        tree
-    }
-
     /// Makes room for further relays, which have no way.
     pub(crate) fn make_room(&mut self, n: usize) {
         let (mut parent, mut cost) = (self.parent.to_vec(), self.cost.to_vec());

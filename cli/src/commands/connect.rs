@@ -52,6 +52,26 @@ pub(crate) struct ControllerArgs {
     pub(crate) dev: DevArgs,
 }
 
+/// The controller, asked as its administrator.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Controller")]
+pub(crate) struct AdminArgs {
+    /// A file with the controller's admin secret.
+    #[arg(long, env = "TRADEWIND_ADMIN_SECRET_FILE", value_name = "FILE")]
+    admin_secret_file: Option<PathBuf>,
+    /// The secret itself: give it in the environment.
+    #[arg(
+        long,
+        env = "TRADEWIND_ADMIN_SECRET",
+        hide = true,
+        hide_env_values = true,
+        value_name = "SECRET"
+    )]
+    admin_secret: Option<Secret>,
+    #[command(flatten)]
+    pub(crate) controller: ControllerArgs,
+}
+
 /// How to enter the network as a client.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
@@ -149,6 +169,32 @@ impl ControllerArgs {
     pub(crate) fn api(&self) -> anyhow::Result<super::http::Api> {
         let url = self.url().unwrap_or(LOCAL_CONTROLLER);
         super::http::Api::new(url, self.roots()?.as_ref())
+    }
+}
+
+impl AdminArgs {
+    /// The secret, if one is given.
+    pub(crate) fn secret(&self) -> anyhow::Result<Option<Secret>> {
+        let file = self.admin_secret_file.as_deref();
+        Ok(Secret::resolve(
+            "admin_secret",
+            self.admin_secret.as_ref(),
+            file,
+        )?)
+    }
+
+    /// Asks for a change, with a body in JSON if there is one.
+    pub(crate) async fn change(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<serde_json::Value>,
+    ) -> anyhow::Result<serde_json::Value> {
+        let body = body.map(|body| ("application/json", body.to_string()));
+        let secret = self.secret()?;
+        let api = self.controller.api()?;
+        api.change(method, path, query, body, secret.as_ref()).await
     }
 }
 

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+use reqwest::Method;
 use rustls::RootCertStore;
 use serde_json::Value;
+use tradewind_service::config::Secret;
 use tradewind_trust::{Roots, tls};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Access to the API of one controller.
 pub(crate) struct Api {
@@ -53,15 +56,51 @@ impl Api {
 
     /// As [`Api::get`], with what else came.
     pub(crate) async fn ask(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Answer> {
-        let mut url = reqwest::Url::parse(&format!("{}{path}", self.base))
-            .with_context(|| format!("{} is no URL of a controller", self.base))
-            .map_err(tradewind_service::exit::usage)?;
+        let mut url = self.url(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let answer = self
-            .http
-            .get(url)
+        self.answer(self.http.get(url)).await
+    }
+
+    /// Asks an administrator's thing of the controller: `body` is its kind and text.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub(crate) async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<(&str, String)>,
+        secret: Option<&Secret>,
+    ) -> anyhow::Result<Value> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        // A policy is tried on the whole network: that may take a while.
+        let mut request = self.http.request(method, url).timeout(LONG_PATIENCE);
+        if let Some(secret) = secret {
+            request = request.bearer_auth(secret.expose());
+        }
+        if let Some((kind, text)) = body {
+            request = request
+                .header(reqwest::header::CONTENT_TYPE, kind)
+                .body(text);
+        }
+        Ok(self.answer(request).await?.body)
+    }
+
+    /// `path` below the API's URL.
+    fn url(&self, path: &str) -> anyhow::Result<reqwest::Url> {
+        reqwest::Url::parse(&format!("{}{path}", self.base))
+            .with_context(|| format!("{} is no URL of a controller", self.base))
+            .map_err(tradewind_service::exit::usage)
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Answer> {
+        let answer = request
             .send()
             .await
             .map_err(|error| anyhow!("{}", root_cause(&error)))
@@ -102,6 +141,17 @@ impl Api {
             })
             .collect())
     }
+}
+
+/// A name as one part of a path.
+pub(crate) fn part(name: &str) -> String {
+    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    name.bytes()
+        .map(|byte| match kept(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        })
+        .collect()
 }
 
 /// A list in an answer, bare or under its name.

@@ -5,10 +5,14 @@ mod ca;
 mod connect;
 mod doctor;
 mod http;
+mod operate;
 mod ping;
 mod plan;
+mod plans;
+mod policy;
 mod recv;
 mod relays;
+mod rollout;
 mod routes;
 mod send;
 mod show;
@@ -34,6 +38,28 @@ pub(crate) enum NetworkCommand {
     Relays(relays::RelaysArgs),
     /// Tells what a network of relays at the places of a matrix would save, and what to build.
     Plan(plan::PlanArgs),
+    /// Shows the plans that were made: when, why, by whom, and what was stamped.
+    Plans(plans::PlansArgs),
+    /// Shows one link now, and over the last hour and day.
+    Link(plans::LinkArgs),
+    /// Shows what needs somebody's eyes, what is stamped, and what the plan saves.
+    Status(plans::StatusArgs),
+    /// The operator's policy: prices, capacities, transit bans, pins, busy hours, modes.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Makes packets take a certain way, whatever it costs.
+    Pin(policy::PinArgs),
+    /// Ends a pin.
+    Unpin(policy::UnpinArgs),
+    /// Takes a relay out of all paths at once; its sessions stay.
+    Quarantine(operate::QuarantineArgs),
+    /// Ends a quarantine.
+    Unquarantine(operate::UnquarantineArgs),
+    /// Lets a relay drain, then refuses its name.
+    Decommission(operate::DecommissionArgs),
+    /// What plans are stamped: shares, rollback, hold, release.
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
     /// Makes client tokens and the key that signs them.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -58,6 +84,16 @@ pub(crate) fn run(command: NetworkCommand) -> anyhow::Result<()> {
         NetworkCommand::Routes(args) => block_on(routes::run(args)),
         NetworkCommand::Relays(args) => block_on(relays::run(args)),
         NetworkCommand::Plan(args) => plan::run(&args),
+        NetworkCommand::Plans(args) => block_on(plans::plans(args)),
+        NetworkCommand::Link(args) => block_on(plans::link(args)),
+        NetworkCommand::Status(args) => block_on(plans::status(args)),
+        NetworkCommand::Policy(command) => block_on(policy::run(command)),
+        NetworkCommand::Pin(args) => block_on(policy::pin(args)),
+        NetworkCommand::Unpin(args) => block_on(policy::unpin(args)),
+        NetworkCommand::Quarantine(args) => block_on(operate::quarantine(args)),
+        NetworkCommand::Unquarantine(args) => block_on(operate::unquarantine(args)),
+        NetworkCommand::Decommission(args) => block_on(operate::decommission(args)),
+        NetworkCommand::Rollout(command) => block_on(rollout::run(command)),
         NetworkCommand::Token(command) => token::run(command),
         NetworkCommand::Ca(command) => ca::run(command),
         NetworkCommand::Doctor(args) => block_on(doctor::run(args)),

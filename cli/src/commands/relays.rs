@@ -66,7 +66,13 @@ fn row(relay: &Value) -> Vec<String> {
 }
 
 fn state(relay: &Value) -> &'static str {
-    let is = |key: &str| relay.get(key).and_then(Value::as_bool) == Some(true);
+    let is = |key: &str| show::is(relay, key);
+    match relay.get("standing").and_then(Value::as_str) {
+        Some("retired") => return "retired",
+        Some("leaving") => return "decommissioned",
+        Some("quarantined") if is("online") => return "quarantined",
+        _ => {}
+    }
     match () {
         () if !is("online") => "offline",
         () if is("draining") => "draining",

@@ -87,6 +87,25 @@ pub(crate) fn text_in(value: &Value, key: &str) -> String {
     }
 }
 
+/// Local time cannot be known for sure: seconds since 1970 as a date in UTC.
+pub(crate) fn unix_time(seconds: u64) -> String {
+    let at = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+    httpdate::fmt_http_date(at)
+}
+
+/// Whether a flag is set in an answer.
+pub(crate) fn is(value: &Value, key: &str) -> bool {
+    value.get(key).and_then(Value::as_bool) == Some(true)
+}
+
+/// The members of a list in an answer; none where there is no list.
+pub(crate) fn members<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
 /// Texts in an answer, with commas between them.
 pub(crate) fn texts(value: Option<&Value>, between: &str) -> String {
     value

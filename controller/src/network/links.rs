@@ -6,10 +6,7 @@ use tradewind_proto::{
     LinkKey, RelayIndex, Uplink,
     control::{LinkState, link_state::State},
 };
-use tradewind_routing::{
-    CostMatrix, CostTerms, CostWeights, LinkMetrics, RawDelays, cost::confident_loss, link_cost,
-    solve_clocks,
-};
+use tradewind_routing::{LinkMetrics, RawDelays, cost::confident_loss, solve_clocks};
 
 use super::registry::Registry;
 
@@ -71,18 +68,8 @@ pub(super) struct Measured {
     pub(super) one_way_ms: Option<f64>,
     pub(super) rtt_ms: Option<f64>,
     pub(super) loss: f64,
-    /// `None` unless usable and measured.
-    pub(super) cost: Option<CostTerms>,
-}
-
-/// All directed links at one moment, dense: of each pair the uplink that costs least.
-#[derive(Debug)]
-pub(super) struct Matrix {
-    n: usize,
-    links: Vec<Option<Measured>>,
-    pub(super) cost: CostMatrix,
-    /// Links whose delay is contradicted by others: noise, drift.
-    pub(super) clamped: usize,
+    /// What its cost follows from; `None` unless usable and measured.
+    pub(super) metrics: Option<LinkMetrics>,
 }
 
 impl Links {
@@ -146,13 +133,9 @@ impl Links {
         reachable
     }
 
-    /// All links with their costs. `busy` is each relay's share of time at work.
-    pub(super) fn matrix(
-        &self,
-        now: Duration,
-        registry: &Registry,
-        weights: &CostWeights,
-    ) -> Matrix {
+    /// All links in the order of their keys, and how many of them have a delay that others
+    /// contradict (noise, drift).
+    pub(super) fn measured(&self, now: Duration, registry: &Registry) -> (Vec<Measured>, usize) {
         let n = registry.len();
         // Per uplink its raw differences; and of each directed link the least of them, which the
         // clocks are solved on.
@@ -192,28 +175,18 @@ impl Links {
         }
         let clocks = solve_clocks(&least);
 
-        let mut matrix = Matrix {
-            n,
-            links: vec![None; n * n],
-            cost: CostMatrix::new(n),
-            clamped: clocks.clamped(),
-        };
-        for key in keys {
-            let one_way_us = by_uplink
-                .get(&key.uplink)
-                .and_then(|raw| clocks.one_way_us(raw, key.from.as_usize(), key.to.as_usize()));
-            let busy = registry.get(key.to).busy_permille;
-            let measured = self.measure(
-                now,
-                key,
-                registry,
-                one_way_us,
-                f64::from(busy) / 1_000.0,
-                weights,
-            );
-            matrix.offer(measured);
-        }
-        matrix
+        keys.sort_unstable();
+        let links = keys
+            .into_iter()
+            .map(|key| {
+                let one_way_us = by_uplink
+                    .get(&key.uplink)
+                    .and_then(|raw| clocks.one_way_us(raw, key.from.as_usize(), key.to.as_usize()));
+                let busy = f64::from(registry.get(key.to).busy_permille) / 1_000.0;
+                self.measure(now, key, registry, one_way_us, busy)
+            })
+            .collect();
+        (links, clocks.clamped())
     }
 
     fn measure(
@@ -223,7 +196,6 @@ impl Links {
         registry: &Registry,
         one_way_us: Option<i64>,
         utilisation: f64,
-        weights: &CostWeights,
     ) -> Measured {
         let usable = self.usable_both(now, key.from, key.to, key.uplink, registry);
         let (receiver, sender) = self.ends(now, key, registry);
@@ -241,17 +213,16 @@ impl Links {
         let rtt_ms = rtt_us.map(|us| f64::from(us) / 1_000.0);
         let one_way_ms = one_way_us.map(|us| us as f64 / 1_000.0);
         let delay_ms = one_way_ms.or(rtt_ms.map(|rtt| rtt / 2.0));
-        let cost = match (usable, delay_ms) {
+        let metrics = match (usable, delay_ms) {
             (Usable::Yes, Some(delay_ms)) => {
                 let lost = (loss * LOSS_PROBES as f64).round() as u64;
-                let metrics = LinkMetrics {
+                Some(LinkMetrics {
                     delay_ms,
                     rtt_dev_ms: best.map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
                     loss: confident_loss(lost, LOSS_PROBES),
                     utilisation,
                     price_ms: 0.0,
-                };
-                Some(link_cost(&metrics, weights)).filter(|terms| terms.total().is_finite())
+                })
             }
             _ => None,
         };
@@ -261,7 +232,7 @@ impl Links {
             one_way_ms: one_way_ms.filter(|_| usable == Usable::Yes),
             rtt_ms: rtt_ms.filter(|_| usable == Usable::Yes),
             loss,
-            cost,
+            metrics,
         }
     }
 
@@ -339,37 +310,5 @@ impl Links {
             .and_then(|view| view.raw_us)
             .map(|(_, outward)| outward);
         received.or(sent)
-    }
-}
-
-impl Matrix {
-    /// The link from `from` to `to`, if anything was ever said about one.
-    pub(super) fn get(&self, from: usize, to: usize) -> Option<&Measured> {
-        self.links[from * self.n + to].as_ref()
-    }
-
-    /// The uplink to take from `from` to `to`.
-    pub(super) fn uplink(&self, from: usize, to: usize) -> Uplink {
-        self.get(from, to)
-            .map_or(Uplink::default(), |link| link.key.uplink)
-    }
-
-    /// How many directed links can be used.
-    pub(super) fn usable(&self) -> usize {
-        self.cost.link_count()
-    }
-
-    fn offer(&mut self, measured: Measured) {
-        let (from, to) = (measured.key.from.as_usize(), measured.key.to.as_usize());
-        let total = |link: &Measured| link.cost.map_or(f64::INFINITY, |terms| terms.total());
-        let cell = &mut self.links[from * self.n + to];
-        let better = cell.is_none_or(|known| {
-            total(&measured) < total(&known)
-                || (known.cost.is_none() && measured.usable == Usable::Yes)
-        });
-        if better {
-            *cell = Some(measured);
-            self.cost.set(from, to, total(&measured));
-        }
     }
 }

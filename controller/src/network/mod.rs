@@ -14,12 +14,21 @@
 //!
 //! Only one plan is on its way at a time; a failure meanwhile replaces it with a better one.
 
+mod costs;
+mod effects;
+mod explain;
+mod history;
 mod links;
+mod membership;
+mod operate;
 mod plan;
+mod planning;
 mod registry;
 mod rollout;
+mod rules;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod views;
 
 use std::{
@@ -28,23 +37,32 @@ use std::{
 };
 
 use tradewind_proto::{
-    CloseCode, PlanId, RelayIndex, Uplink,
-    control::{
-        Activate, ControllerToRelay, LinkReport, PlanName, Refused, Register, Registered,
-        RelayList, RelayToController, TokenKey, TokenKeys as TokenKeysMessage,
-        controller_to_relay as to_relay, relay_to_controller as from_relay,
-    },
+    CloseCode, PlanId,
+    control::{ControllerToRelay, PlanName, RelayToController, relay_to_controller as from_relay},
 };
-use tradewind_routing::{CostWeights, Planner, PlannerConfig};
+use tradewind_routing::{CostWeights, DemandConfig, DemandMeter, Planner, PlannerConfig};
 use tradewind_trust::TokenKeys;
 
-use crate::state::SavedNetwork;
+use crate::{
+    state::SavedNetwork,
+    storage::{Decisions, Kept, KeptPolicy, Record},
+};
+use costs::Uplinks;
+use history::{History, LinkHistories};
 use links::Links;
 use plan::{Distribution, Plan};
+use planning::Cause;
 use registry::Registry;
+use rollout::{Stamping, Stepping};
+use traffic::Traffic;
 
+pub use effects::{Effect, Gain, ObservedRule, Trial, WorstPair};
+pub use explain::{Alternative, BackupView, Explanation};
+pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
+pub use operate::{OperateError, RolloutView, StatusView};
 pub use views::{
-    Addresses, EdgeView, LinkView, MatrixView, PathError, PathView, PlanView, RelayView, Stats,
+    Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathError, PathView,
+    PlanView, RelayView, Stats,
 };
 
 /// One control connection of one relay, named by whoever accepts connections; never reused.
@@ -74,6 +92,13 @@ pub struct NetworkConfig {
     pub forget_after: Duration,
     /// Most relays that are ever known.
     pub max_relays: usize,
+    /// Shares of flows, in parts per thousand, that a plan made by choice is stamped on, one
+    /// after the other; empty: all at once. What mends a failure is always stamped on all at once.
+    pub rollout_steps: Vec<u32>,
+    /// From one step to the next.
+    pub rollout_every: Duration,
+    /// How long a relay that is decommissioned may still drain.
+    pub drain_for: Duration,
 }
 
 impl Default for NetworkConfig {
@@ -91,6 +116,9 @@ impl Default for NetworkConfig {
             leave_out_after: Duration::from_secs(30),
             forget_after: Duration::from_secs(3_600),
             max_relays: 4_096,
+            rollout_steps: Vec::new(),
+            rollout_every: Duration::from_secs(10),
+            drain_for: Duration::from_secs(60),
         }
     }
 }
@@ -116,6 +144,8 @@ pub enum Action {
     },
     /// Write this to disk before doing what follows.
     Save(SavedNetwork),
+    /// Keep this, soon: nothing waits for it.
+    Keep(Record),
     /// This plan is in force from now on.
     Activated(PlanId),
 }
@@ -134,8 +164,33 @@ pub struct Network {
     links: Links,
     planner: Planner,
     token_keys: TokenKeys,
+    traffic: Traffic,
+    demand: DemandMeter,
+    uplinks: Uplinks,
+    policy: KeptPolicy,
+    /// What the policy says that has no effect at present, and why.
+    policy_problems: Vec<String>,
+    decisions: Decisions,
     active: Option<Plan>,
+    /// Plans that were in force before, the latest first.
+    older: VecDeque<Plan>,
     on_its_way: Option<Distribution>,
+    /// The order in force.
+    stamping: Option<Stamping>,
+    /// Of the last order.
+    order: u64,
+    /// Why no plan by choice comes into force.
+    hold: Option<String>,
+    stepping: Option<Stepping>,
+    /// Reasons for a plan that is held back.
+    held_back: Vec<String>,
+    cause: Option<Cause>,
+    history: History,
+    link_histories: LinkHistories,
+    next_sample: Duration,
+    gains: Vec<Gain>,
+    observed_rules: Vec<ObservedRule>,
+    next_effects: Duration,
     next_planning: Duration,
     /// How many relays are online, and since when, while nothing is planned.
     gathered: (usize, Duration),
@@ -167,8 +222,30 @@ impl Network {
             links: Links::default(),
             planner: Planner::new(config.planner.clone()),
             token_keys,
+            traffic: Traffic::default(),
+            demand: DemandMeter::new(DemandConfig::default()),
+            uplinks: Uplinks::default(),
+            policy: KeptPolicy {
+                source: "default".to_owned(),
+                ..KeptPolicy::default()
+            },
+            policy_problems: Vec::new(),
+            decisions: Decisions::default(),
             active: None,
+            older: VecDeque::new(),
             on_its_way: None,
+            stamping: None,
+            order: 0,
+            hold: None,
+            stepping: None,
+            held_back: Vec::new(),
+            cause: None,
+            history: History::default(),
+            link_histories: LinkHistories::default(),
+            next_sample: Duration::ZERO,
+            gains: Vec::new(),
+            observed_rules: Vec::new(),
+            next_effects: Duration::ZERO,
             next_planning: config.interval,
             gathered: (0, Duration::ZERO),
             urgent: None,
@@ -178,6 +255,25 @@ impl Network {
             stats: Stats::default(),
             config,
         }
+    }
+
+    /// Takes up what was kept from before: to be called before anything else.
+    pub fn restore(&mut self, kept: Kept) {
+        if let Some(policy) = kept.policy {
+            self.policy = policy;
+        }
+        self.decisions = kept.decisions;
+        self.history.restore(kept.plans);
+        let known: Vec<_> = self.registry.iter().map(|(index, _)| index).collect();
+        for index in known {
+            self.apply_decisions(Duration::ZERO, index);
+        }
+    }
+
+    /// Sets the wall clock: `wall_start` is what it showed when the monotonic one showed 0. It
+    /// decides about busy hours, and is shown to people; nothing else hangs on it.
+    pub fn set_wall_start(&mut self, wall_start: SystemTime) {
+        self.wall_start = wall_start;
     }
 
     /// Takes in a message from a relay. The caller has checked that the certificate of the peer
@@ -233,6 +329,7 @@ impl Network {
         {
             self.give_up_waiting(now);
         }
+        self.step_rollout(now);
         let urgent = self.urgent.is_some_and(|at| now >= at);
         if urgent || (now >= self.next_planning && self.on_its_way.is_none()) {
             self.plan(now);
@@ -246,7 +343,11 @@ impl Network {
             Some(distribution) => distribution.deadline,
             None => self.next_planning,
         };
-        self.urgent.map_or(regular, |urgent| urgent.min(regular))
+        let step = self.stepping.as_ref().map(|stepping| stepping.at);
+        [self.urgent, step]
+            .into_iter()
+            .flatten()
+            .fold(regular, Duration::min)
     }
 
     /// What is to be done now, in this order.
@@ -270,218 +371,7 @@ impl Network {
         self.active.as_ref().map(|plan| plan.id)
     }
 
-    fn register(&mut self, now: Duration, connection: ConnectionId, register: Register) {
-        if self.registry.of_connection(connection).is_some() {
-            return self.close(connection, CloseCode::Protocol, "registered twice");
-        }
-        let name = register.name.clone();
-        let held = register.held.as_ref().and_then(PlanName::id);
-        let admitted = match held {
-            Some(held) if held.epoch == u16::MAX => {
-                Err("it holds a plan of the last possible epoch: remove its plan file".to_owned())
-            }
-            _ => self
-                .registry
-                .admit(now, connection, register, self.config.max_relays),
-        };
-        let admitted = match admitted {
-            Ok(admitted) => admitted,
-            Err(reason) => {
-                tracing::warn!(relay = name, reason, "relay refused");
-                self.stats.relays_refused += 1;
-                let body = to_relay::Body::Refused(Refused {
-                    reason: reason.clone(),
-                });
-                self.send(connection, ControllerToRelay { body: Some(body) });
-                return self.close(connection, CloseCode::Protocol, &reason);
-            }
-        };
-        self.stats.registrations += 1;
-        let ours = PlanId {
-            epoch: self.epoch,
-            number: self.next_number,
-        };
-        let outdated = held.is_some_and(|held| held >= ours);
-        if let Some(held) = held.filter(|_| outdated) {
-            // This controller has lost what it knew: relays would take its plans for old ones.
-            tracing::warn!(relay = name, %held, "holds a plan from the future: new epoch");
-            self.epoch = held.epoch + 1;
-            self.next_number = 1;
-            self.republish = Some(format!("{name} holds the later plan {held}"));
-        }
-        if admitted.changed || outdated {
-            self.save();
-        }
-        if let Some(old) = admitted.replaced {
-            self.close(old, CloseCode::Replaced, "the relay has connected again");
-        }
-        if admitted.restarted {
-            self.links.restarted(admitted.index);
-        }
-        tracing::info!(relay = name, index = admitted.index.0, "relay online");
-        self.welcome(connection, admitted.index);
-        if admitted.changed || admitted.restarted {
-            self.push_list(now);
-        } else {
-            let list = self.list_message(now);
-            self.send(connection, list);
-        }
-        self.send_plans(connection, admitted.index);
-        self.ask_soon(now);
-    }
-
-    fn welcome(&mut self, connection: ConnectionId, index: RelayIndex) {
-        let registered = Registered {
-            index: u32::from(index.0),
-            epoch: u32::from(self.epoch),
-        };
-        let body = to_relay::Body::Registered(registered);
-        self.send(connection, ControllerToRelay { body: Some(body) });
-        let keys = self.token_keys_message();
-        self.send(connection, keys);
-    }
-
-    /// The plan in force, and the one on its way, for a relay that has just come.
-    fn send_plans(&mut self, connection: ConnectionId, index: RelayIndex) {
-        let active = self
-            .active
-            .as_ref()
-            .and_then(|plan| Some((plan.id, plan.part_for(index)?)));
-        if let Some((id, part)) = active {
-            self.send(
-                connection,
-                ControllerToRelay {
-                    body: Some(to_relay::Body::PlanPart(part)),
-                },
-            );
-            self.send(connection, activate(id));
-        }
-        let coming = self
-            .on_its_way
-            .as_ref()
-            .and_then(|coming| coming.plan.part_for(index));
-        if let Some(part) = coming {
-            self.send(
-                connection,
-                ControllerToRelay {
-                    body: Some(to_relay::Body::PlanPart(part)),
-                },
-            );
-        }
-    }
-
-    fn report(&mut self, now: Duration, relay: RelayIndex, report: &LinkReport) {
-        let entry = self.registry.get_mut(relay);
-        if entry
-            .last_report
-            .is_some_and(|last| report.sequence <= last)
-        {
-            self.stats.reports_stale += 1;
-            return;
-        }
-        entry.last_report = Some(report.sequence);
-        self.stats.reports += 1;
-        if let Some(load) = &report.load {
-            entry.sessions = load.sessions;
-            entry.busy_permille = load.busy_permille.min(1_000);
-            if entry.draining != load.draining {
-                self.set_draining(now, relay, load.draining);
-            }
-        }
-        let (mut failed, mut gained) = (false, false);
-        for link in &report.links {
-            let peer = self
-                .registry
-                .index_of(&link.peer)
-                .filter(|&peer| peer != relay);
-            let (Some(peer), Ok(uplink)) = (peer, u8::try_from(link.uplink)) else {
-                continue; // not, or no more, of this network
-            };
-            let changes = self
-                .links
-                .update(now, relay, peer, Uplink(uplink), link, &self.registry);
-            failed |= changes.failed;
-            gained |= changes.gained;
-        }
-        if failed || (gained && self.active.is_some()) {
-            self.ask_soon(now);
-        }
-    }
-
-    fn set_draining(&mut self, now: Duration, relay: RelayIndex, draining: bool) {
-        let entry = self.registry.get_mut(relay);
-        if std::mem::replace(&mut entry.draining, draining) != draining {
-            tracing::info!(relay = entry.name(), draining, "relay drains");
-            self.push_list(now);
-            self.ask_soon(now);
-        }
-    }
-
-    fn held(&mut self, now: Duration, relay: RelayIndex, id: PlanId) {
-        let entry = self.registry.get_mut(relay);
-        entry.held = entry.held.max(Some(id));
-        if let Some(active) = self.active.as_mut().filter(|plan| plan.id == id) {
-            active.held_by.insert(relay);
-        }
-        let coming = self
-            .on_its_way
-            .as_mut()
-            .filter(|coming| coming.plan.id == id);
-        if let Some(coming) = coming {
-            coming.plan.held_by.insert(relay);
-            coming.waiting.remove(&relay);
-        } else if self.active_plan() != Some(id) {
-            return; // of a plan that was replaced, or of another controller
-        }
-        let entry = self.registry.get_mut(relay);
-        if std::mem::take(&mut entry.silent) {
-            tracing::info!(relay = entry.name(), "relay acknowledges plans again");
-            self.ask_soon(now);
-        }
-        self.finish_distribution(now);
-    }
-
-    /// Asks the planner a moment from now, however soon the regular time is.
-    fn ask_soon(&mut self, now: Duration) {
-        self.urgent.get_or_insert(now + self.config.gather);
-    }
-
-    fn push_list(&mut self, now: Duration) {
-        self.list_version += 1;
-        let list = self.list_message(now);
-        self.send_to_all(&list);
-    }
-
-    fn list_message(&self, now: Duration) -> ControllerToRelay {
-        let known = self.registry.iter().filter(|(_, relay)| {
-            relay
-                .dead_since
-                .is_none_or(|since| now < since + self.config.forget_after)
-        });
-        let list = RelayList {
-            version: u64::from(self.epoch) << 32 | u64::from(self.list_version),
-            relays: known.map(|(index, relay)| relay.info(index)).collect(),
-        };
-        ControllerToRelay {
-            body: Some(to_relay::Body::RelayList(list)),
-        }
-    }
-
-    fn token_keys_message(&self) -> ControllerToRelay {
-        let keys = self.token_keys.iter().map(|(kid, public)| TokenKey {
-            kid: kid.to_owned(),
-            public_key: public.to_vec(),
-        });
-        let keys = TokenKeysMessage {
-            keys: keys.collect(),
-            revocations: Vec::new(),
-        };
-        ControllerToRelay {
-            body: Some(to_relay::Body::TokenKeys(keys)),
-        }
-    }
-
-    fn save(&mut self) {
+    pub(super) fn save(&mut self) {
         let saved = SavedNetwork {
             epoch: self.epoch,
             relays: self.registry.to_saved(),
@@ -489,35 +379,26 @@ impl Network {
         self.actions.push_back(Action::Save(saved));
     }
 
-    fn send(&mut self, connection: ConnectionId, message: ControllerToRelay) {
+    pub(super) fn send(&mut self, connection: ConnectionId, message: ControllerToRelay) {
         self.actions.push_back(Action::Send {
             connection,
             message,
         });
     }
 
-    fn send_to_all(&mut self, message: &ControllerToRelay) {
+    pub(super) fn send_to_all(&mut self, message: &ControllerToRelay) {
         let online: Vec<ConnectionId> = self.registry.online().map(|(_, c)| c).collect();
         for connection in online {
             self.send(connection, message.clone());
         }
     }
 
-    fn close(&mut self, connection: ConnectionId, code: CloseCode, reason: &str) {
+    pub(super) fn close(&mut self, connection: ConnectionId, code: CloseCode, reason: &str) {
         let reason = reason.to_owned();
         self.actions.push_back(Action::Close {
             connection,
             code,
             reason,
         });
-    }
-}
-
-fn activate(id: PlanId) -> ControllerToRelay {
-    ControllerToRelay {
-        body: Some(to_relay::Body::Activate(Activate {
-            plan: Some(id.into()),
-            ..Default::default()
-        })),
     }
 }

@@ -3,18 +3,20 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use tradewind_proto::{
-    PlanId, RelayIndex,
-    control::{Register, RelayInfo},
+    PlanId, RelayIndex, Uplink,
+    control::{Register, RelayInfo, UplinkInfo},
 };
 use tradewind_trust::check_relay_name;
 
 use super::ConnectionId;
-use crate::state::SavedRelay;
+use crate::state::{SavedRelay, SavedUplink};
 
 /// Longest region or software version, in bytes.
 const MAX_TEXT: usize = 128;
 /// Most addresses of one kind that a relay may state.
 const MAX_ADDRESSES: usize = 16;
+/// Most uplinks of one relay.
+const MAX_UPLINKS: usize = 16;
 
 /// All relays ever known, in the order of their indices.
 #[derive(Debug, Default)]
@@ -43,6 +45,25 @@ pub(super) struct Relay {
     pub(super) last_report: Option<u64>,
     /// Since when it has been offline with no link up.
     pub(super) dead_since: Option<Duration>,
+    /// What the operator has decided about it.
+    pub(super) standing: Standing,
+}
+
+/// What the operator has decided about a relay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing.
+    #[default]
+    Member,
+    /// No path crosses it; its sessions stay.
+    Quarantined,
+    /// It drains: from this moment it has so long, then it is retired.
+    Leaving {
+        /// When it is retired at the latest.
+        until: Duration,
+    },
+    /// It is gone for good: its name is refused. Its index is never given again.
+    Retired,
 }
 
 /// What became of a registration.
@@ -89,6 +110,12 @@ impl Registry {
             None => (self.add(saved.clone()), true),
         };
         let relay = &mut self.relays[index.as_usize()];
+        if relay.standing == Standing::Retired {
+            return Err(format!(
+                "`{}` was decommissioned; to take it in again: tradewind decommission --undo {}",
+                saved.name, saved.name
+            ));
+        }
         let changed = is_new || relay.saved != saved;
         let restarted = is_new || relay.saved.incarnation != saved.incarnation;
         if restarted {
@@ -175,6 +202,13 @@ impl Registry {
             .collect()
     }
 
+    pub(super) fn regions(&self) -> Vec<String> {
+        self.relays
+            .iter()
+            .map(|relay| relay.saved.region.clone())
+            .collect()
+    }
+
     pub(super) fn to_saved(&self) -> Vec<SavedRelay> {
         self.relays
             .iter()
@@ -197,6 +231,7 @@ impl Registry {
             held: None,
             last_report: None,
             dead_since: None,
+            standing: Standing::Member,
         });
         index
     }
@@ -218,9 +253,33 @@ impl Relay {
             region: self.saved.region.clone(),
             client_addresses: self.saved.client_addresses.clone(),
             link_addresses: self.saved.link_addresses.clone(),
-            draining: self.draining,
+            draining: self.draining || matches!(self.standing, Standing::Leaving { .. }),
             incarnation: self.saved.incarnation,
-            ..Default::default()
+            uplinks: self.saved.uplinks.iter().map(SavedUplink::info).collect(),
+        }
+    }
+
+    /// What it says one of its uplinks carries each way, bytes per second.
+    pub(super) fn uplink_capacity(&self, uplink: Uplink) -> Option<f64> {
+        self.saved
+            .uplinks
+            .iter()
+            .find(|info| info.number == uplink.0 && info.capacity > 0)
+            .map(|info| info.capacity as f64)
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.standing == Standing::Retired
+    }
+
+    /// Why no path crosses it, apart from policy.
+    pub(super) fn closed_because(&self) -> Option<&'static str> {
+        match self.standing {
+            Standing::Quarantined => Some("quarantined"),
+            Standing::Leaving { .. } | Standing::Retired => Some("decommissioned"),
+            Standing::Member if self.draining => Some("draining"),
+            Standing::Member if self.silent => Some("silent"),
+            Standing::Member => None,
         }
     }
 }
@@ -246,18 +305,9 @@ fn checked(register: &Register) -> Result<SavedRelay, String> {
                 "at most {MAX_ADDRESSES} {what} addresses are taken"
             ));
         }
-        for address in addresses {
-            let parsed: SocketAddr = address
-                .parse()
-                .map_err(|_| format!("{what} address `{address}` is not `ip:port`"))?;
-            if parsed.ip().is_unspecified() || parsed.port() == 0 {
-                return Err(format!(
-                    "{what} address `{address}` cannot be reached by others: state the address \
-                     and port that they shall use"
-                ));
-            }
-        }
+        check_addresses(what, addresses)?;
     }
+    check_uplinks(&register.uplinks)?;
     let degrees = |value: f64, limit: f64| match value.is_finite() && value.abs() <= limit {
         true => Ok(value),
         false => Err(format!("{value} is no coordinate in degrees")),
@@ -270,5 +320,52 @@ fn checked(register: &Register) -> Result<SavedRelay, String> {
         latitude: degrees(register.latitude, 90.0)?,
         longitude: degrees(register.longitude, 180.0)?,
         incarnation: register.incarnation,
+        uplinks: register.uplinks.iter().map(saved_uplink).collect(),
     })
+}
+
+fn check_uplinks(uplinks: &[UplinkInfo]) -> Result<(), String> {
+    if uplinks.len() > MAX_UPLINKS {
+        return Err(format!("at most {MAX_UPLINKS} uplinks are taken"));
+    }
+    for (at, uplink) in uplinks.iter().enumerate() {
+        let number = uplink.number;
+        if number > u32::from(u8::MAX) {
+            return Err(format!("uplink {number}: numbers go from 0 to 255"));
+        }
+        if uplinks[..at].iter().any(|other| other.number == number) {
+            return Err(format!("uplink {number} is stated twice"));
+        }
+        if uplink.link_addresses.len() > MAX_ADDRESSES {
+            return Err(format!(
+                "at most {MAX_ADDRESSES} addresses of an uplink are taken"
+            ));
+        }
+        check_addresses(&format!("uplink {number}"), &uplink.link_addresses)?;
+    }
+    Ok(())
+}
+
+fn check_addresses(what: &str, addresses: &[String]) -> Result<(), String> {
+    for address in addresses {
+        let parsed: SocketAddr = address
+            .parse()
+            .map_err(|_| format!("{what} address `{address}` is not `ip:port`"))?;
+        if parsed.ip().is_unspecified() || parsed.port() == 0 {
+            return Err(format!(
+                "{what} address `{address}` cannot be reached by others: state the address \
+                 and port that they shall use"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Of an uplink that was checked.
+fn saved_uplink(uplink: &UplinkInfo) -> SavedUplink {
+    SavedUplink {
+        number: uplink.number as u8,
+        link_addresses: uplink.link_addresses.clone(),
+        capacity: uplink.capacity,
+    }
 }

@@ -1,4 +1,4 @@
-//! From the matrix to a plan in force: asking the planner, sending parts, waiting, activating.
+//! From a plan to a plan in force: sending parts, waiting, ordering what is stamped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,158 +7,63 @@ use std::{
 
 use tradewind_proto::{
     PlanId, RelayIndex,
-    control::{ControllerToRelay, controller_to_relay as to_relay},
+    control::{Activate, ControllerToRelay, controller_to_relay as to_relay},
 };
-use tradewind_routing::{CostMatrix, PlanTables, PlannerInput, TreeRules, backups, in_trees};
 
 use super::{
-    Action, ConnectionId, Network, activate,
-    plan::{Distribution, Plan},
+    Action, ConnectionId, Network,
+    history::{By, OrderEntry},
+    plan::{Distribution, Goal, Plan},
 };
+use crate::storage::Record;
+
+/// Plans that can be gone back to, beside the one in force: relays hold the last 8.
+const OLDER_PLANS: usize = 7;
+/// All flows, in parts per thousand.
+pub(super) const ALL: u32 = 1_000;
+
+/// The order in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamping {
+    pub(super) plan: PlanId,
+    /// Parts per thousand.
+    pub(super) share: u32,
+    pub(super) rest: Option<PlanId>,
+    pub(super) order: u64,
+}
+
+/// A rollout that goes on by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stepping {
+    /// When the next step is due.
+    pub(super) at: Duration,
+    /// Which of the configured ones it is; beyond the last: all flows.
+    next: usize,
+}
+
+impl Stamping {
+    /// As relays are told; `with_rest`: unless they do not hold the other plan.
+    pub(super) fn message(&self, with_rest: bool) -> Activate {
+        let rest = self.rest.filter(|_| with_rest && self.share < ALL);
+        Activate {
+            plan: Some(self.plan.into()),
+            share_permille: rest.map_or(ALL, |_| self.share),
+            rest: rest.map(Into::into),
+            order: self.order,
+        }
+    }
+}
 
 impl Network {
-    pub(super) fn plan(&mut self, now: Duration) {
-        self.urgent = None;
-        self.next_planning = now + self.config.interval;
-        let names = self.registry.names();
-        let reachable = self.links.reachable(now, &self.registry);
-        self.note_the_dead(now, &reachable);
-        let live: Vec<bool> = self
-            .registry
-            .iter()
-            .map(|(index, relay)| relay.is_online() || reachable[index.as_usize()])
-            .collect();
-        let rules = TreeRules {
-            no_transit: self
-                .registry
-                .iter()
-                .map(|(_, relay)| relay.draining || relay.silent)
-                .collect(),
-            ..TreeRules::default()
-        };
-        let matrix = self.links.matrix(now, &self.registry, &self.config.weights);
-        let decision = self.planner.step(&PlannerInput {
-            now,
-            names: &names,
-            live: &live,
-            expected_live: self.expected,
-            cost: &matrix.cost,
-            rules: &rules,
-        });
-        self.stats.usable_links = matrix.usable() as u64;
-        self.stats.contradicted_links = matrix.clamped as u64;
-        if self.alert != decision.alert {
-            if let Some(alert) = &decision.alert {
-                tracing::error!(alert, "keeping the plan");
-                self.stats.disbeliefs += 1;
-            }
-            self.alert = decision.alert;
-        }
-        let alone = self.tables_without_links(now, &rules);
-        let Some(tables) = self.planner.tables().or(alone.as_ref()) else {
-            return;
-        };
-        let members = self.members(now, tables.in_trees.len());
-        let mut reasons = decision.reasons;
-        reasons.extend(self.republish.take());
-        if !decision.changed && reasons.is_empty() {
-            match self.newest().map(Plan::member_set) {
-                Some(known) if known == members => return,
-                Some(known) => reasons.push(self.who_came_and_went(&known, &members)),
-                None => reasons.push("first plan: no link is measured".to_owned()),
-            }
-        }
-        let id = PlanId {
-            epoch: self.epoch,
-            number: self.next_number,
-        };
-        let mut plan = Plan::new(id, now, reasons, &members, &self.registry, tables, &matrix);
-        self.next_number += 1;
-        if let Some(superseded) = self.on_its_way.take() {
-            self.stats.plans_superseded += 1;
-            plan.reasons.extend(superseded.plan.reasons);
-        }
-        self.distribute(now, plan);
-    }
-
-    /// Tables for relays between which no link is known, as long as the planner has none: a
-    /// network of one relay serves its clients too. Relays get time to measure first.
-    fn tables_without_links(&mut self, now: Duration, rules: &TreeRules) -> Option<PlanTables> {
-        let online = self.registry.online().count();
-        if online != self.gathered.0 {
-            self.gathered = (online, now);
-        }
-        let alone = online == 1 && self.expected <= 1;
-        let patience = match alone {
-            true => self.config.planner.settle,
-            false => 2 * self.config.planner.first_plan_within,
-        };
-        if self.planner.tables().is_some() || online == 0 || now < self.gathered.1 + patience {
-            return None;
-        }
-        let cost = CostMatrix::new(self.registry.len());
-        Some(PlanTables {
-            in_trees: in_trees(&cost, rules),
-            out_trees: Vec::new(),
-            backups: backups(&cost, rules),
-            cost,
-        })
-    }
-
-    /// The relays that a plan over `planned` indices knows.
-    fn members(&self, now: Duration, planned: usize) -> BTreeSet<RelayIndex> {
-        self.registry
-            .iter()
-            .take(planned)
-            .filter(|(_, relay)| {
-                relay
-                    .dead_since
-                    .is_none_or(|since| now < since + self.config.leave_out_after)
-            })
-            .map(|(index, _)| index)
-            .collect()
-    }
-
-    fn who_came_and_went(
-        &self,
-        known: &BTreeSet<RelayIndex>,
-        members: &BTreeSet<RelayIndex>,
-    ) -> String {
-        let names = |of: &mut dyn Iterator<Item = &RelayIndex>| {
-            of.map(|&index| self.registry.get(index).name())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let came = names(&mut members.difference(known));
-        let went = names(&mut known.difference(members));
-        match (came.is_empty(), went.is_empty()) {
-            (false, true) => format!("back: {came}"),
-            (true, false) => format!("gone: {went}"),
-            _ => format!("back: {came}; gone: {went}"),
-        }
-    }
-
-    fn note_the_dead(&mut self, now: Duration, reachable: &[bool]) {
-        for (index, relay) in self.registry.iter_mut() {
-            let alive = relay.is_online() || reachable[index.as_usize()];
-            if alive {
-                relay.dead_since = None;
-            } else {
-                relay.dead_since.get_or_insert(now);
-            }
-        }
-    }
-
-    fn newest(&self) -> Option<&Plan> {
+    pub(super) fn newest(&self) -> Option<&Plan> {
         self.on_its_way
             .as_ref()
             .map(|coming| &coming.plan)
             .or(self.active.as_ref())
     }
 
-    fn distribute(&mut self, now: Duration, plan: Plan) {
-        tracing::info!(plan = %plan.id, reasons = plan.reasons.join("; "), "new plan");
-        self.stats.plans_made += 1;
+    /// Sends a plan to all relays that it knows; it comes into force when the live ones hold it.
+    pub(super) fn distribute(&mut self, now: Duration, plan: Plan, goal: Goal) {
         let mut waiting = BTreeSet::new();
         let online: BTreeMap<RelayIndex, ConnectionId> = self.registry.online().collect();
         for (&index, &connection) in &online {
@@ -171,11 +76,11 @@ impl Network {
                 waiting.insert(index);
             }
         }
-        let deadline = now + self.config.plan_timeout;
         self.on_its_way = Some(Distribution {
             plan,
             waiting,
-            deadline,
+            deadline: now + self.config.plan_timeout,
+            goal,
         });
         self.finish_distribution(now);
     }
@@ -197,44 +102,152 @@ impl Network {
             return;
         };
         let silent = std::mem::take(&mut coming.waiting);
-        let number = coming.plan.id.number;
+        let id = coming.plan.id;
         for &index in &silent {
             let relay = self.registry.get_mut(index);
             relay.silent = true;
             self.stats.plan_timeouts += 1;
-            tracing::warn!(
-                relay = relay.name(),
-                number,
-                "does not acknowledge: left out"
-            );
+            tracing::warn!(relay = relay.name(), plan = %id, "does not acknowledge: left out");
         }
         self.plan(now);
         if self
             .on_its_way
             .as_ref()
-            .is_some_and(|coming| coming.plan.id.number == number)
+            .is_some_and(|coming| coming.plan.id == id)
         {
             self.activate(now);
         }
     }
 
     fn activate(&mut self, now: Duration) {
-        let Some(Distribution { mut plan, .. }) = self.on_its_way.take() else {
+        let Some(Distribution { mut plan, goal, .. }) = self.on_its_way.take() else {
             return;
         };
-        plan.activated_at = Some(now);
-        tracing::info!(plan = %plan.id, held_by = plan.held_by.len(), "plan in force");
-        self.stats.plans_activated += 1;
-        let members: Vec<ConnectionId> = self
+        let (id, by) = (plan.id, plan.by);
+        let took = now.saturating_sub(plan.made_at);
+        if goal == Goal::New {
+            plan.activated_at = Some(now);
+            self.stats.plans_activated += 1;
+        }
+        tracing::info!(plan = %id, held_by = plan.held_by.len(), "plan in force");
+        let gray = goal == Goal::New && !plan.repairs && self.active.is_some();
+        let first = self.config.rollout_steps.first().copied().filter(|_| gray);
+        if let Some(before) = self.active.replace(plan)
+            && before.id.epoch == self.epoch
+        {
+            self.older.push_front(before);
+            self.older.truncate(OLDER_PLANS);
+        }
+        let why = match goal {
+            Goal::New => "all live relays hold it",
+            Goal::Rollback => "rollback",
+        };
+        self.history.amend(id, |entry| {
+            entry
+                .activated_after_ms
+                .get_or_insert(took.as_millis() as u64);
+        });
+        match (first, self.older.front().map(|plan| plan.id)) {
+            (Some(share), Some(rest)) if share < ALL => {
+                self.stepping = Some(Stepping {
+                    at: now + self.config.rollout_every,
+                    next: 1,
+                });
+                self.order(now, share, Some(rest), by, "first step of the rollout");
+            }
+            _ => {
+                self.stepping = None;
+                self.order(now, ALL, None, by, why);
+            }
+        }
+        self.actions.push_back(Action::Activated(id));
+    }
+
+    /// The next step of a rollout, when it is due.
+    pub(super) fn step_rollout(&mut self, now: Duration) {
+        let Some(stepping) = self.stepping.filter(|stepping| now >= stepping.at) else {
+            return;
+        };
+        let share = self.config.rollout_steps.get(stepping.next).copied();
+        match share.filter(|&share| share < ALL) {
+            Some(share) => {
+                self.stepping = Some(Stepping {
+                    at: now + self.config.rollout_every,
+                    next: stepping.next + 1,
+                });
+                let rest = self.stamping.and_then(|stamping| stamping.rest);
+                self.order(now, share, rest, By::Planner, "next step of the rollout");
+            }
+            None => {
+                self.stepping = None;
+                self.order(now, ALL, None, By::Planner, "last step of the rollout");
+                self.ask_soon(now);
+            }
+        }
+    }
+
+    /// Orders all relays to stamp a share of flows with the plan in force, the others with `rest`.
+    pub(super) fn order(
+        &mut self,
+        now: Duration,
+        share: u32,
+        rest: Option<PlanId>,
+        by: By,
+        why: &str,
+    ) {
+        let Some(active) = &self.active else { return };
+        self.order += 1;
+        let stamping = Stamping {
+            plan: active.id,
+            share,
+            rest,
+            order: self.order,
+        };
+        self.stamping = Some(stamping);
+        self.stats.orders += 1;
+        let knows_rest = |index| {
+            let rest = self.older.iter().find(|plan| Some(plan.id) == rest);
+            rest.is_some_and(|plan| plan.knows(index))
+        };
+        let messages: Vec<(ConnectionId, Activate)> = self
             .registry
             .online()
-            .filter(|&(index, _)| plan.knows(index))
-            .map(|(_, connection)| connection)
+            .filter(|&(index, _)| active.knows(index))
+            .map(|(index, connection)| (connection, stamping.message(knows_rest(index))))
             .collect();
-        for connection in members {
-            self.send(connection, activate(plan.id));
+        let plan = active.id;
+        for (connection, activate) in messages {
+            let body = to_relay::Body::Activate(activate);
+            self.send(connection, ControllerToRelay { body: Some(body) });
         }
-        self.actions.push_back(Action::Activated(plan.id));
-        self.active = Some(plan);
+        let entry = OrderEntry {
+            order: self.order,
+            at_unix_ms: self.unix(now).as_millis() as u64,
+            share_permille: share,
+            rest: rest.map(|id| id.to_string()),
+            by,
+            why: why.to_owned(),
+        };
+        let amended = self.history.amend(plan, |known| known.orders.push(entry));
+        if let Some(entry) = amended {
+            self.actions.push_back(Action::Keep(Record::Plan(entry)));
+        }
+    }
+
+    /// Whether plans by choice wait, and for what.
+    pub(super) fn held_for(&self) -> Option<&str> {
+        if let Some(hold) = &self.hold {
+            return Some(hold);
+        }
+        let partial = self.stamping.is_some_and(|stamping| stamping.share < ALL);
+        partial.then_some("a rollout is under way")
+    }
+
+    /// A relay's process has restarted: what it held is gone, but for what it keeps on disk.
+    pub(super) fn forget_what_is_held(&mut self, relay: RelayIndex) {
+        let coming = self.on_its_way.as_mut().map(|coming| &mut coming.plan);
+        for plan in self.active.iter_mut().chain(&mut self.older).chain(coming) {
+            plan.held_by.remove(&relay);
+        }
     }
 }

@@ -6,12 +6,14 @@ use std::{
 };
 
 use serde::Serialize;
-use tradewind_proto::RelayIndex;
+use tradewind_proto::{LinkKey, RelayIndex, Uplink};
 
 use super::{
-    Network,
-    links::{Matrix, Measured, Usable},
+    Network, SampleView,
+    costs::{Costs, LinkCosts},
+    links::Usable,
     plan::Plan,
+    registry::Standing,
 };
 
 /// Most names that an error lists.
@@ -38,6 +40,14 @@ pub struct Stats {
     pub plan_timeouts: u64,
     /// How often a measurement was not believed and the plan kept.
     pub disbeliefs: u64,
+    /// Orders to stamp plans: activations, shares, rollbacks.
+    pub orders: u64,
+    /// How often an operator went back to an older plan.
+    pub rollbacks: u64,
+    /// How often a plan by choice would have been made, had it not to wait.
+    pub plans_held_back: u64,
+    /// How often another policy came into force.
+    pub policies_set: u64,
     /// Directed links that could be used when last planned.
     pub usable_links: u64,
     /// Directed links whose delay contradicts the others'.
@@ -59,6 +69,8 @@ pub struct RelayView {
     pub draining: bool,
     /// Whether it has not acknowledged a plan in time: no transit until it does.
     pub silent: bool,
+    /// What the operator has decided: `member`, `quarantined`, `leaving` or `retired`.
+    pub standing: &'static str,
     /// Where it is reached.
     pub addresses: Addresses,
     /// Client sessions.
@@ -113,6 +125,26 @@ pub struct MatrixView {
     pub cost_ms: Vec<Vec<Option<f64>>>,
     /// `up`, `down` or `unknown`.
     pub state: Vec<Vec<&'static str>>,
+}
+
+/// Something that needs somebody's eyes, as in `/v1/alerts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AlertView {
+    /// `measurement`, `silent_relay`, `quarantine`, `hold`, `policy`, `observe` or `storage`.
+    pub kind: &'static str,
+    /// For people.
+    pub text: String,
+}
+
+/// One link now and over time, as in `/v1/link`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinkHistoryView {
+    /// As it is now.
+    pub now: LinkView,
+    /// Every five minutes of the last day, the oldest first.
+    pub day: Vec<SampleView>,
+    /// Every ten seconds of the last hour, the oldest first.
+    pub hour: Vec<SampleView>,
 }
 
 /// A plan, as in `/v1/plan`.
@@ -183,14 +215,28 @@ pub struct LinkView {
     pub loss: Option<f64>,
     /// What routing pays for it, milliseconds-equivalents …
     pub cost_ms: Option<f64>,
-    /// … of which for varying delay,
+    /// … of which for delay (in `economy` less than the delay is),
+    pub delay_cost_ms: Option<f64>,
+    /// for varying delay,
     pub jitter_cost_ms: Option<f64>,
     /// for loss,
     pub loss_cost_ms: Option<f64>,
     /// for load,
     pub load_cost_ms: Option<f64>,
-    /// and for being a hop.
+    /// for being a hop,
     pub hop_cost_ms: Option<f64>,
+    /// and for its price, or for being outside of its busy hours.
+    pub price_cost_ms: Option<f64>,
+    /// Money per 10⁹ bytes.
+    pub price_per_gb: f64,
+    /// Bytes per second over it at present.
+    pub rate: f64,
+    /// Bytes per second that it carries; null when not known.
+    pub capacity: Option<f64>,
+    /// Share of what it, an uplink or a processor at its ends can do that is in use.
+    pub utilisation: f64,
+    /// It is for busy hours only, and it is none of them.
+    pub off_hours: bool,
 }
 
 /// Why there is no path to show.
@@ -218,6 +264,16 @@ pub enum PathError {
     /// No plan is in force yet.
     #[error("no plan is in force yet: relays are still measuring; ask again in some seconds")]
     NoPlan,
+    /// Nobody has ever said anything about it.
+    #[error("nothing is known of a link from `{from}` to `{to}` over uplink {uplink}")]
+    NoLink {
+        /// Where it should begin.
+        from: String,
+        /// Where it should end.
+        to: String,
+        /// Over which uplink.
+        uplink: u8,
+    },
     /// The plan has no way.
     #[error("plan {plan} has no way from `{from}` to `{to}`")]
     NoWay {
@@ -243,6 +299,12 @@ impl Network {
                 online: relay.is_online(),
                 draining: relay.draining,
                 silent: relay.silent,
+                standing: match relay.standing {
+                    Standing::Member => "member",
+                    Standing::Quarantined => "quarantined",
+                    Standing::Leaving { .. } => "leaving",
+                    Standing::Retired => "retired",
+                },
                 addresses: Addresses {
                     client: relay.saved.client_addresses.clone(),
                     link: relay.saved.link_addresses.clone(),
@@ -263,7 +325,9 @@ impl Network {
     pub fn edges(&self) -> Vec<EdgeView> {
         self.registry
             .iter()
-            .filter(|(_, relay)| relay.is_online() && !relay.draining)
+            .filter(|(_, relay)| {
+                relay.is_online() && !relay.draining && relay.standing == Standing::Member
+            })
             .map(|(_, relay)| EdgeView {
                 name: relay.name().to_owned(),
                 region: relay.saved.region.clone(),
@@ -275,7 +339,7 @@ impl Network {
     /// All directed links as they are now.
     #[must_use]
     pub fn matrix(&self, now: Duration) -> MatrixView {
-        let matrix = self.present_matrix(now);
+        let matrix = self.present_costs(now);
         let names = self.registry.names();
         let n = names.len();
         fn rows<T>(n: usize, cell: impl Fn(usize, usize) -> T) -> Vec<Vec<T>> {
@@ -283,14 +347,16 @@ impl Network {
                 .map(|i| (0..n).map(|j| cell(i, j)).collect())
                 .collect()
         }
-        let link = |i: usize, j: usize| matrix.get(i, j);
+        let link = |i: usize, j: usize| matrix.get(0, i, j);
         MatrixView {
-            one_way_ms: rows(n, |i, j| link(i, j).and_then(|link| link.one_way_ms)),
-            rtt_ms: rows(n, |i, j| link(i, j).and_then(|link| link.rtt_ms)),
+            one_way_ms: rows(n, |i, j| {
+                link(i, j).and_then(|link| link.measured.one_way_ms)
+            }),
+            rtt_ms: rows(n, |i, j| link(i, j).and_then(|link| link.measured.rtt_ms)),
             loss: rows(n, |i, j| link(i, j).and_then(loss_of)),
             cost_ms: rows(n, |i, j| link(i, j).and_then(cost_of)),
             state: rows(n, |i, j| {
-                link(i, j).map_or("unknown", |link| word(link.usable))
+                link(i, j).map_or("unknown", |link| word(link.measured.usable))
             }),
             names,
         }
@@ -314,9 +380,9 @@ impl Network {
         let next_hops = members
             .iter()
             .map(|&to| {
-                let hops = members.iter().filter_map(|&from| {
-                    Some((name(from), name(plan.tables.in_trees[to].next_hop(from)?)))
-                });
+                let hops = members
+                    .iter()
+                    .filter_map(|&from| Some((name(from), name(plan.next_hop(0, 0, from, to)?))));
                 (name(to), hops.collect())
             })
             .collect();
@@ -348,7 +414,37 @@ impl Network {
         let from = self.find(from)?;
         let to = self.find(to)?;
         let plan = self.active.as_ref().ok_or(PathError::NoPlan)?;
-        self.path_in(now, plan, from, to)
+        self.path_in(plan, from, to, 0, &self.present_costs(now))
+    }
+
+    /// One link now and over time.
+    ///
+    /// # Errors
+    /// [`PathError`]: no such relays, or nothing is known of such a link.
+    pub fn link(
+        &self,
+        now: Duration,
+        from: &str,
+        to: &str,
+        uplink: u8,
+    ) -> Result<LinkHistoryView, PathError> {
+        let key = LinkKey {
+            from: self.find(from)?,
+            to: self.find(to)?,
+            uplink: Uplink(uplink),
+        };
+        let costs = self.present_costs(now);
+        let name = |index| self.registry.get(index).name().to_owned();
+        let (from, to) = (name(key.from), name(key.to));
+        let Some(link) = costs.of(key) else {
+            return Err(PathError::NoLink { from, to, uplink });
+        };
+        let (day, hour) = self.link_histories.of(key, |at| self.unix(at));
+        Ok(LinkHistoryView {
+            now: link_view(0, from, to, Some(link)),
+            day,
+            hour,
+        })
     }
 
     /// Whether measurements are distrusted at present, and why.
@@ -363,60 +459,70 @@ impl Network {
         self.stats
     }
 
-    fn path_in(
+    pub(super) fn path_in(
         &self,
-        now: Duration,
         plan: &Plan,
         from: RelayIndex,
         to: RelayIndex,
+        profile: usize,
+        costs: &Costs,
     ) -> Result<PathView, PathError> {
-        let name = |index: usize| {
-            self.registry
-                .get(RelayIndex(index as u16))
-                .name()
-                .to_owned()
-        };
         let (a, b) = (from.as_usize(), to.as_usize());
-        let path = plan.path(from, to).ok_or_else(|| PathError::NoWay {
-            plan: plan.id.to_string(),
-            from: name(a),
-            to: name(b),
-        })?;
-        let matrix = self.present_matrix(now);
-        let hops = || path.windows(2).map(|hop| (hop[0], hop[1]));
-        let sum = |of: fn(&Measured) -> Option<f64>| {
-            hops()
-                .map(|(i, j)| matrix.get(i, j).and_then(of))
-                .sum::<Option<f64>>()
-        };
-        let direct = matrix.get(a, b);
-        let cost_ms = sum(cost_of);
-        let direct_cost_ms = direct.and_then(cost_of);
+        let tree = plan.main_tree(profile, a, b);
+        let path = plan
+            .path(profile, tree, from, to)
+            .ok_or_else(|| PathError::NoWay {
+                plan: plan.id.to_string(),
+                from: self.relay_name(a),
+                to: self.relay_name(b),
+            })?;
+        let (delay_ms, links) = self.links_of(profile, &path, costs);
+        let direct = costs.get(profile, a, b);
+        let cost_ms = links.iter().map(|link| link.cost_ms).sum::<Option<f64>>();
+        let direct_cost_ms = direct.and_then(|link| total_of(link, profile));
         Ok(PathView {
-            from: name(a),
-            to: name(b),
-            path: path.iter().map(|&index| name(index)).collect(),
+            from: self.relay_name(a),
+            to: self.relay_name(b),
+            path: path.iter().map(|&index| self.relay_name(index)).collect(),
             cost_ms,
             direct_cost_ms,
             saved_ms: direct_cost_ms
                 .zip(cost_ms)
                 .map(|(direct, cost)| direct - cost),
-            delay_ms: sum(delay_of),
+            delay_ms,
             direct_delay_ms: direct.and_then(delay_of),
             plan: plan.id.to_string(),
-            links: hops()
-                .map(|(i, j)| link_view(name(i), name(j), matrix.get(i, j)))
-                .collect(),
+            links,
         })
     }
 
-    fn present_matrix(&self, now: Duration) -> Matrix {
-        self.links.matrix(now, &self.registry, &self.config.weights)
+    /// The delay of a path, if all its links can be used, and each of them.
+    pub(super) fn links_of(
+        &self,
+        profile: usize,
+        path: &[usize],
+        costs: &Costs,
+    ) -> (Option<f64>, Vec<LinkView>) {
+        let hops = || path.windows(2).map(|hop| (hop[0], hop[1]));
+        let delay = hops()
+            .map(|(i, j)| costs.get(profile, i, j).and_then(delay_of))
+            .sum::<Option<f64>>();
+        let links = hops()
+            .map(|(i, j)| {
+                let link = costs.get(profile, i, j);
+                link_view(profile, self.relay_name(i), self.relay_name(j), link)
+            })
+            .collect();
+        (delay, links)
+    }
+
+    fn present_costs(&self, now: Duration) -> Costs {
+        self.costs(now, &self.compile(now, &self.policy.policy))
     }
 
     /// A relay by its exact name, else by the only name equal but for case, else by the only one
     /// that contains what was given.
-    fn find(&self, name: &str) -> Result<RelayIndex, PathError> {
+    pub(super) fn find(&self, name: &str) -> Result<RelayIndex, PathError> {
         if let Some(index) = self.registry.index_of(name) {
             return Ok(index);
         }
@@ -451,7 +557,7 @@ impl Network {
         }
     }
 
-    fn unix(&self, at: Duration) -> Duration {
+    pub(super) fn unix(&self, at: Duration) -> Duration {
         (self.wall_start + at)
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -464,37 +570,51 @@ impl Network {
     }
 }
 
-fn link_view(from: String, to: String, link: Option<&Measured>) -> LinkView {
-    let terms = link.and_then(|link| link.cost);
+fn link_view(profile: usize, from: String, to: String, link: Option<&LinkCosts>) -> LinkView {
+    let terms = link.and_then(|link| link.terms[profile]);
+    let measured = link.map(|link| &link.measured);
     LinkView {
         from,
         to,
-        uplink: link.map_or(0, |link| link.key.uplink.0),
-        state: link.map_or("unknown", |link| word(link.usable)),
-        one_way_ms: link.and_then(|link| link.one_way_ms),
-        rtt_ms: link.and_then(|link| link.rtt_ms),
+        uplink: measured.map_or(0, |link| link.key.uplink.0),
+        state: measured.map_or("unknown", |link| word(link.usable)),
+        one_way_ms: measured.and_then(|link| link.one_way_ms),
+        rtt_ms: measured.and_then(|link| link.rtt_ms),
         loss: link.and_then(loss_of),
         cost_ms: terms.map(|terms| terms.total()),
+        delay_cost_ms: terms.map(|terms| terms.delay_ms),
         jitter_cost_ms: terms.map(|terms| terms.jitter_ms),
         loss_cost_ms: terms.map(|terms| terms.loss_ms),
         load_cost_ms: terms.map(|terms| terms.load_ms),
         hop_cost_ms: terms.map(|terms| terms.hop_ms),
+        price_cost_ms: terms.map(|terms| terms.price_ms),
+        price_per_gb: link.map_or(0.0, |link| link.price),
+        rate: link.map_or(0.0, |link| link.rate),
+        capacity: link
+            .map(|link| link.capacity)
+            .filter(|capacity| capacity.is_finite()),
+        utilisation: link.map_or(0.0, |link| link.utilisation),
+        off_hours: link.is_some_and(|link| link.off_hours),
     }
 }
 
-fn cost_of(link: &Measured) -> Option<f64> {
-    link.cost.map(|terms| terms.total())
+fn cost_of(link: &LinkCosts) -> Option<f64> {
+    total_of(link, 0)
 }
 
-fn delay_of(link: &Measured) -> Option<f64> {
-    link.cost.map(|terms| terms.delay_ms)
+fn total_of(link: &LinkCosts, profile: usize) -> Option<f64> {
+    link.terms[profile].map(|terms| terms.total())
 }
 
-fn loss_of(link: &Measured) -> Option<f64> {
-    (link.usable == Usable::Yes).then_some(link.loss)
+fn delay_of(link: &LinkCosts) -> Option<f64> {
+    link.terms[0].map(|terms| terms.delay_ms)
 }
 
-fn word(usable: Usable) -> &'static str {
+fn loss_of(link: &LinkCosts) -> Option<f64> {
+    (link.measured.usable == Usable::Yes).then_some(link.measured.loss)
+}
+
+pub(super) fn word(usable: Usable) -> &'static str {
     match usable {
         Usable::Unknown => "unknown",
         Usable::Yes => "up",

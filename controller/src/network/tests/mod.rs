@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use tradewind_proto::control::{
-    LinkState, PlanHeld, PlanPart, RelayLoad, link_state::State as Link,
+    LinkReport, LinkState, PlanHeld, PlanPart, Register, RelayList, RelayLoad,
+    controller_to_relay as to_relay, link_state::State as Link,
 };
 use tradewind_trust::TokenKeys;
 
 use super::*;
+use crate::storage::{MemoryStorage, Storage as _};
 
 mod plans;
 mod relays;
@@ -24,6 +26,7 @@ struct World {
     next_connection: u64,
     closed: Vec<(ConnectionId, CloseCode)>,
     saved: Vec<SavedNetwork>,
+    storage: MemoryStorage,
     activated: Vec<PlanId>,
 }
 
@@ -42,6 +45,9 @@ struct Fake {
     epoch: u32,
     parts: BTreeMap<PlanId, PlanPart>,
     active: Option<PlanId>,
+    /// Of the last order: the share of `active`, and what the rest is stamped with.
+    share: (u32, Option<PlanId>),
+    order: u64,
     list: Option<RelayList>,
     keys: usize,
     /// Bodies received, in order, by a word each.
@@ -87,6 +93,7 @@ impl World {
             next_connection: 0,
             closed: Vec::new(),
             saved: Vec::new(),
+            storage: MemoryStorage::default(),
             activated: Vec::new(),
         }
     }
@@ -237,6 +244,7 @@ impl World {
                         self.closed.push((connection, code));
                     }
                     Action::Save(saved) => self.saved.push(saved),
+                    Action::Keep(record) => self.storage.write(&record).unwrap(),
                     Action::Activated(id) => self.activated.push(id),
                 }
             }
@@ -276,7 +284,17 @@ impl World {
                 fake.heard.push("activate");
                 let id = activate.plan.unwrap().id().unwrap();
                 assert!(fake.parts.contains_key(&id), "activated plans are held");
-                assert!(fake.active <= Some(id), "plans never go backwards");
+                assert!(activate.order >= fake.order, "orders never go backwards");
+                fake.order = activate.order;
+                let rest = activate.rest.and_then(|rest| rest.id());
+                if let Some(rest) = rest {
+                    assert!(
+                        fake.parts.contains_key(&rest),
+                        "so is what the rest is stamped with"
+                    );
+                    assert!((1..1_000).contains(&activate.share_permille));
+                }
+                fake.share = (activate.share_permille, rest);
                 fake.active = Some(id);
             }
             to_relay::Body::Refused(_) => fake.heard.push("refused"),
@@ -324,6 +342,8 @@ impl Fake {
             epoch: 0,
             parts: BTreeMap::new(),
             active: None,
+            share: (0, None),
+            order: 0,
             list: None,
             keys: 0,
             heard: Vec::new(),

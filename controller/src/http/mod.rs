@@ -1,5 +1,9 @@
 //! The HTTP API: what the controller knows, as JSON. Errors are `{"error": "…"}`.
 
+mod operate;
+mod policy;
+mod show;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
@@ -16,7 +20,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{
     AdminAccess, Controller, EnrolTokenError,
-    network::{EdgeView, MatrixView, PathError, PathView, PlanView, RelayView},
+    network::{EdgeView, MatrixView, OperateError, PathError, PlanView, RelayView},
 };
 
 /// Enrolment tokens are good for an hour unless another time is asked for …
@@ -33,7 +37,23 @@ pub(crate) fn router(controller: Controller) -> Router {
         .route("/v1/edges", get(edges))
         .route("/v1/matrix", get(matrix))
         .route("/v1/plan", get(plan))
-        .route("/v1/path", get(path))
+        .route("/v1/path", get(show::path))
+        .route("/v1/link", get(show::link))
+        .route("/v1/plans", get(show::plans))
+        .route("/v1/plans/{plan}", get(show::plan_entry))
+        .route("/v1/status", get(show::status))
+        .route("/v1/alerts", get(show::alerts))
+        .route("/v1/policy", get(policy::show).put(policy::put))
+        .route("/v1/pins", post(policy::pin).delete(policy::unpin))
+        .route("/v1/rollout", get(show::rollout).post(operate::rollout))
+        .route(
+            "/v1/relays/{relay}/quarantine",
+            post(operate::quarantine).delete(operate::unquarantine),
+        )
+        .route(
+            "/v1/relays/{relay}/decommission",
+            post(operate::decommission).delete(operate::recommission),
+        )
         .route("/v1/enrol-tokens", post(create_enrol_token))
         .route("/v1/{*unknown}", any(unknown))
         .method_not_allowed_fallback(wrong_method)
@@ -53,11 +73,23 @@ impl IntoResponse for ApiError {
 impl From<PathError> for ApiError {
     fn from(error: PathError) -> Self {
         let status = match error {
-            PathError::UnknownRelay { .. } | PathError::NoWay { .. } => StatusCode::NOT_FOUND,
+            PathError::UnknownRelay { .. } | PathError::NoWay { .. } | PathError::NoLink { .. } => {
+                StatusCode::NOT_FOUND
+            }
             PathError::Ambiguous { .. } => StatusCode::BAD_REQUEST,
             PathError::NoPlan => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())
+    }
+}
+
+impl From<OperateError> for ApiError {
+    fn from(error: OperateError) -> Self {
+        match error {
+            OperateError::Relay(error) => error.into(),
+            OperateError::Bad(reason) => Self(StatusCode::BAD_REQUEST, reason),
+            OperateError::Conflict(reason) => Self(StatusCode::CONFLICT, reason),
+        }
     }
 }
 
@@ -110,26 +142,6 @@ async fn plan(State(controller): State<Controller>) -> Result<Json<PlanView>, Ap
     Ok(Json(controller.plan().ok_or(PathError::NoPlan)?))
 }
 
-async fn path(
-    State(controller): State<Controller>,
-    Query(parameters): Parameters,
-) -> Result<Json<PathView>, ApiError> {
-    let parameter = |name: &str| {
-        parameters
-            .get(name)
-            .filter(|value| !value.is_empty())
-            .ok_or_else(|| {
-                let hint = "ask for /v1/path?from=RELAY&to=RELAY";
-                ApiError(
-                    StatusCode::BAD_REQUEST,
-                    format!("parameter `{name}` is missing; {hint}"),
-                )
-            })
-    };
-    let (from, to) = (parameter("from")?, parameter("to")?);
-    Ok(Json(controller.path(from, to)?))
-}
-
 async fn create_enrol_token(
     State(controller): State<Controller>,
     headers: HeaderMap,
@@ -168,18 +180,26 @@ async fn create_enrol_token(
 
 async fn unknown(uri: Uri) -> ApiError {
     let reason = format!(
-        "there is no {}; there are /v1/relays, /v1/edges, /v1/matrix, /v1/plan, \
-         /v1/path?from=&to=, /v1/enrol-tokens (POST) and /v1/version",
+        "there is no {}; there are /v1/relays, /v1/edges, /v1/matrix, /v1/plan, /v1/plans, \
+         /v1/path?from=&to=, /v1/link?from=&to=, /v1/status, /v1/alerts, /v1/policy, /v1/pins, \
+         /v1/rollout, /v1/relays/RELAY/quarantine, /v1/relays/RELAY/decommission, \
+         /v1/enrol-tokens (POST) and /v1/version",
         uri.path()
     );
     ApiError(StatusCode::NOT_FOUND, reason)
 }
 
 async fn wrong_method(uri: Uri) -> ApiError {
-    let reason = match uri.path() {
-        "/v1/enrol-tokens" => "/v1/enrol-tokens takes POST".to_owned(),
-        path => format!("{path} takes GET"),
+    let path = uri.path();
+    let takes = match path {
+        "/v1/enrol-tokens" => "POST",
+        "/v1/policy" => "GET and PUT",
+        "/v1/pins" => "POST and DELETE",
+        "/v1/rollout" => "GET and POST",
+        path if path.starts_with("/v1/relays/") => "POST and DELETE",
+        _ => "GET",
     };
+    let reason = format!("{path} takes {takes}");
     ApiError(StatusCode::METHOD_NOT_ALLOWED, reason)
 }
 
@@ -209,13 +229,39 @@ fn check_admin(access: &AdminAccess, headers: &HeaderMap) -> Result<(), ApiError
     }
 }
 
+/// A parameter of the query that must be there.
+fn required<'a>(parameters: &'a Parameters, name: &str, hint: &str) -> Result<&'a str, ApiError> {
+    optional(parameters, name).ok_or_else(|| {
+        let reason = format!("parameter `{name}` is missing; {hint}");
+        ApiError(StatusCode::BAD_REQUEST, reason)
+    })
+}
+
+/// A parameter of the query, if it is there and not empty.
+fn optional<'a>(parameters: &'a Parameters, name: &str) -> Option<&'a str> {
+    let value = parameters.get(name).map(String::as_str);
+    value.filter(|value| !value.is_empty())
+}
+
+/// A parameter that is read from its text, if it is there.
+fn parsed<T: std::str::FromStr>(
+    parameters: &Parameters,
+    name: &str,
+    forms: &str,
+) -> Result<Option<T>, ApiError> {
+    let Some(text) = optional(parameters, name) else {
+        return Ok(None);
+    };
+    let value = text.parse().map_err(|_| {
+        let reason = format!("`{name}={text}` is not {forms}");
+        ApiError(StatusCode::BAD_REQUEST, reason)
+    })?;
+    Ok(Some(value))
+}
+
 /// The body as JSON, which must be said to be JSON: so browsers let no foreign page send it.
 fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, ApiError> {
-    let is_json = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|kind| kind.split(';').next().map(str::trim) == Some("application/json"));
-    if !is_json {
+    if content_type(headers) != Some("application/json") {
         let reason = "send a body of `Content-Type: application/json`, at least {}";
         return Err(ApiError(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -228,4 +274,10 @@ fn json_body<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T
             format!("the body is not as expected: {error}"),
         )
     })
+}
+
+/// The kind of the body, without its parameters.
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    kind.split(';').next().map(str::trim)
 }
