@@ -1,5 +1,6 @@
 //! `tradewind-bench`: load generators and benchmarks. They print; they judge nothing.
 
+mod congestion;
 mod delay;
 mod network;
 mod stats;
@@ -18,7 +19,8 @@ use clap::{Parser, Subcommand};
 
 Examples:
   tradewind-bench relay-delay
-  tradewind-bench relay-delay --seconds 60 --json"
+  tradewind-bench relay-delay --seconds 60 --json
+  tradewind-bench congestion"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -29,6 +31,8 @@ struct Cli {
 enum Command {
     /// What one relay adds to a packet's delay at light load, beside bare sockets.
     RelayDelay(delay::DelayArgs),
+    /// The links' congestion control beside CUBIC and BBR, on an emulated path in virtual time.
+    Congestion(congestion::CongestionArgs),
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
@@ -40,6 +44,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::RelayDelay(args) => delay::run(&args),
+        Command::Congestion(args) => congestion::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),
     };
     tradewind_service::exit::finish("tradewind-bench", result)

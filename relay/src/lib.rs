@@ -21,7 +21,9 @@ mod store;
 mod tables;
 mod transport;
 
+pub use congestion::LinkCongestion;
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};
 pub use relay::{Placement, Relay, RelaySettings, StartError};
 pub use resolve::{ResolveError, resolve};
+pub use transport::link_transport;
