@@ -194,6 +194,9 @@ fn cell(outcome: &Outcome) -> String {
         Some(share) => format!("{:>5.1} %", share * 100.0),
         None => format!("{:>5.1}", outcome.goodput_mbps),
     };
+    if outcome.broken.is_some() {
+        return "(connection lost)".to_owned();
+    }
     let second = match outcome.tcp_mbps {
         Some(tcp) => format!("{tcp:>5.1}"),
         None => format!(

@@ -98,6 +98,8 @@ pub(crate) struct Outcome {
     pub(crate) media_p99_ms: Option<f64>,
     /// Payload of the TCP-like flow that arrived.
     pub(crate) tcp_mbps: Option<f64>,
+    /// The link's connection was lost on the way.
+    pub(crate) broken: Option<String>,
 }
 
 /// Counts what arrives in the measured time.
@@ -169,6 +171,7 @@ async fn perform(wan: &Wan, scene: &Scene) -> anyhow::Result<Outcome> {
             state: Mutex::default(),
         })
     };
+    let watched = link.sender.1.clone();
     let (probed, used, beside) = (count(), count(), count());
     probe(wan, a, b, probed.clone())?;
     if let Some(tcp) = tcp {
@@ -193,7 +196,8 @@ async fn perform(wan: &Wan, scene: &Scene) -> anyhow::Result<Outcome> {
         share(&summary) / 1e3
     };
     let is_media = matches!(scene.work, Work::Calls { .. });
-    let (offered, arrived) = (used.lock().offered, used.lock().arrived);
+    let offered = used.lock().offered;
+    let arrived = used.lock().arrived;
     Ok(Outcome {
         offered_mbps: is_media.then(|| mbps(offered)),
         goodput_mbps: mbps(arrived),
@@ -202,6 +206,7 @@ async fn perform(wan: &Wan, scene: &Scene) -> anyhow::Result<Outcome> {
         queue_p99_ms: extra_ms(&probed, |summary| summary.p99_us),
         media_p99_ms: is_media.then(|| extra_ms(&used, |summary| summary.p99_us)),
         tcp_mbps: scene.beside_tcp.then(|| mbps(beside.lock().arrived)),
+        broken: watched.close_reason().map(|reason| reason.to_string()),
     })
 }
 

@@ -34,7 +34,7 @@ const MAX_CUT: f64 = 0.5;
 /// Rounds at the floor with a full queue before it counts as somebody else's.
 const PATIENCE: u32 = 4;
 /// How long the link competes before it yields and looks again.
-const COMPETE_FOR: Duration = Duration::from_secs(15);
+const COMPETE_FOR: Duration = Duration::from_secs(20);
 /// A round takes at least this: shorter ones hold too few packets to measure a rate.
 const MIN_ROUND: Duration = Duration::from_millis(25);
 /// Acknowledged packets that make a round. Fewer say nothing about waiting: the peer holds an
@@ -95,7 +95,8 @@ struct Alone {
     gain: f64,
     /// Rounds at the floor although too much waits.
     stuck: u32,
-    /// The window (bytes) with which it would compete: what it had before it began to yield.
+    /// Bytes per second with which it would compete: half of what it had before it began to yield
+    /// (there is at least one other), or all it had when it last competed.
     before: Option<f64>,
 }
 
@@ -120,9 +121,7 @@ struct Round {
 /// A finished round.
 #[derive(Debug, Clone, Copy)]
 struct Findings {
-    /// The shortest round trip in it.
-    rtt: Duration,
-    /// By how much that is longer than an empty path's.
+    /// By how much the shortest round trip in it was longer than an empty path's.
     waiting: Duration,
     target: Duration,
     /// Bytes per second that arrived.
@@ -260,7 +259,6 @@ impl Control {
             return;
         };
         let found = Findings {
-            rtt,
             waiting: rtt.saturating_sub(base),
             target: target(base),
             arrived: round.acked / took.as_secs_f64(),
@@ -276,7 +274,7 @@ impl Control {
         let least = self.limits.floor * self.smoothed().as_secs_f64() / self.mtu;
         let next = match &mut self.state {
             State::Alone(alone) => alone.judge(&found, &self.limits).map(|before| {
-                let share = Cubic::resume(before / self.mtu);
+                let share = Cubic::begin(before * rtt.as_secs_f64() / self.mtu);
                 State::Competing { since: now, share }
             }),
             State::Competing { since, share } => {
@@ -285,7 +283,7 @@ impl Control {
                     let rate = found.arrived.max(self.limits.floor);
                     Some(State::alone(rate, MIN_GAIN))
                 } else if now.saturating_sub(*since) >= COMPETE_FOR {
-                    let before = Some(share.packets() * self.mtu);
+                    let before = Some(share.packets() * self.mtu / rtt.as_secs_f64());
                     let mut alone = Alone::new(self.limits.floor, MAX_GAIN);
                     alone.before = before;
                     Some(State::Alone(alone))
@@ -343,13 +341,11 @@ impl Alone {
         }
     }
 
-    /// Gives the window (bytes) to compete with when yielding has not helped.
+    /// Gives the rate (bytes per second) to compete with when yielding has not helped.
     fn judge(&mut self, found: &Findings, limits: &Limits) -> Option<f64> {
         let too_much = found.waiting > found.target || found.marked;
         if too_much && found.in_use {
-            let before = *self
-                .before
-                .get_or_insert(found.arrived * found.rtt.as_secs_f64());
+            let before = *self.before.get_or_insert(found.arrived / 2.0);
             self.come_back(found.arrived, limits);
             if self.rate <= limits.floor {
                 self.stuck += 1;

@@ -22,15 +22,14 @@ pub(super) struct Cubic {
 }
 
 impl Cubic {
-    /// As after a loss at a window of `packets`.
-    pub(super) fn resume(packets: f64) -> Self {
-        let begin = packets * BETA;
+    /// A window of `packets`, as after a loss that made it so small.
+    pub(super) fn begin(packets: f64) -> Self {
         Self {
-            window: begin,
-            plateau: packets,
-            begin,
+            window: packets,
+            plateau: packets / BETA,
+            begin: packets,
             grown: 0.0,
-            reno: begin,
+            reno: packets,
         }
     }
 
@@ -48,7 +47,7 @@ impl Cubic {
         };
         *self = Self {
             plateau,
-            ..Self::resume(self.window)
+            ..Self::begin(self.window * BETA)
         };
     }
 
@@ -74,8 +73,7 @@ mod tests {
 
     #[test]
     fn the_window_comes_back_to_where_the_loss_was_and_then_goes_beyond() {
-        let mut window = Cubic::resume(1_000.0);
-        assert_eq!(window.packets(), 700.0);
+        let mut window = Cubic::begin(700.0);
         // K = cbrt(1000 * 0.3 / 0.4) = 9.09 s.
         let mut at = Vec::new();
         for _ in 0..140 {
@@ -90,7 +88,7 @@ mod tests {
 
     #[test]
     fn two_losses_in_a_row_leave_room_for_others() {
-        let mut window = Cubic::resume(1_000.0);
+        let mut window = Cubic::begin(700.0);
         window.cut();
         assert!((window.packets() - 490.0).abs() < 0.1);
         for _ in 0..64 {
