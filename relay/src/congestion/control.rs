@@ -85,7 +85,12 @@ pub(super) struct Control {
 #[derive(Debug, Clone)]
 enum State {
     Alone(Alone),
-    Competing { since: Duration, share: Cubic },
+    Competing {
+        since: Duration,
+        share: Cubic,
+        /// Losses of packets sent before this have been answered.
+        answered: Duration,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -110,6 +115,8 @@ struct Round {
     packets: u64,
     acked: f64,
     lost: f64,
+    /// When the latest of the lost ones was sent.
+    lost_sent: Option<Duration>,
     /// The network has marked a packet (ECN, RFC 3168).
     marked: bool,
     /// Acknowledged in the present batch.
@@ -128,7 +135,6 @@ struct Findings {
     arrived: f64,
     /// Part of the bytes that was lost.
     loss: f64,
-    any_loss: bool,
     marked: bool,
     /// The window was what held the sender back.
     in_use: bool,
@@ -228,8 +234,9 @@ impl Control {
         self.update_window();
     }
 
-    /// Packets of `bytes` in all were lost.
-    pub(super) fn lost(&mut self, bytes: u64) {
+    /// Packets of `bytes` in all were lost, the latest of them sent at `sent`.
+    pub(super) fn lost(&mut self, sent: Duration, bytes: u64) {
+        self.round.lost_sent = self.round.lost_sent.max(Some(sent));
         self.round.lost += bytes as f64;
     }
 
@@ -263,7 +270,6 @@ impl Control {
             target: target(base),
             arrived: round.acked / took.as_secs_f64(),
             loss: round.lost / (round.lost + round.acked).max(1.0),
-            any_loss: round.lost > 0.0,
             marked: round.marked,
             in_use: round.peak >= IN_USE * self.window,
         };
@@ -275,9 +281,17 @@ impl Control {
         let next = match &mut self.state {
             State::Alone(alone) => alone.judge(&found, &self.limits).map(|before| {
                 let share = Cubic::begin(before * rtt.as_secs_f64() / self.mtu);
-                State::Competing { since: now, share }
+                State::Competing {
+                    since: now,
+                    share,
+                    answered: now,
+                }
             }),
-            State::Competing { since, share } => {
+            State::Competing {
+                since,
+                share,
+                answered,
+            } => {
                 if found.waiting <= found.target / 2 {
                     // Whoever filled the queue has gone.
                     let rate = found.arrived.max(self.limits.floor);
@@ -288,8 +302,11 @@ impl Control {
                     alone.before = before;
                     Some(State::Alone(alone))
                 } else {
-                    if found.any_loss || found.marked {
+                    // One overflow takes more than a round to be noticed in full.
+                    let new_loss = round.lost_sent.is_some_and(|sent| sent >= *answered);
+                    if new_loss || found.marked {
                         share.cut();
+                        *answered = now;
                     } else if found.in_use {
                         share.grow(took);
                     }

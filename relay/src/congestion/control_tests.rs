@@ -90,7 +90,7 @@ impl Path {
                 self.arrived += PACKET;
                 self.control.acknowledged(self.now, sent, PACKET, smoothed);
             } else {
-                self.control.lost(PACKET);
+                self.control.lost(sent, PACKET);
             }
         }
         let in_flight = self.flying.len() as u64 * PACKET;

@@ -139,9 +139,9 @@ impl Controller for LinkController {
             self.control.marked();
             return;
         }
-        self.control.lost(lost_bytes);
+        let (now, sent) = (self.since_begin(now), self.since_begin(sent));
+        self.control.lost(sent, lost_bytes);
         if is_persistent_congestion {
-            let (now, sent) = (self.since_begin(now), self.since_begin(sent));
             self.control.outage(now, sent);
         }
     }
