@@ -335,7 +335,7 @@ fn media(wan: &Wan, link: Connected, (calls, videos): (u64, u64), count: Arc<Cou
         };
         let begin = ticking.network_time();
         for tick in 0.. {
-            let due = |number: u64, every: u64| (tick + 7 * number) % every == 0;
+            let due = |number: u64, every: u64| (tick + 7 * number).is_multiple_of(every);
             for _ in (0..calls).filter(|call| due(*call, CALL_EVERY_MS)) {
                 send(CALL_BYTES);
             }
