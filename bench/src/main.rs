@@ -1,5 +1,6 @@
 //! `tradewind-bench`: load generators and benchmarks. They print; they judge nothing.
 
+mod congestion;
 mod day;
 mod delay;
 mod network;
@@ -22,7 +23,8 @@ Examples:
   tradewind-bench relay-delay
   tradewind-bench relay-delay --seconds 60 --json
   tradewind-bench planner --relays 100,1000
-  tradewind-bench day --relays 20"
+  tradewind-bench day --relays 20
+  tradewind-bench congestion"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -38,6 +40,8 @@ enum Command {
     /// A day of a network whose delays swing, simulated: how often plans change, and how long ways
     /// are not the best.
     Day(day::DayArgs),
+    /// The links' congestion control beside CUBIC and BBR, on an emulated path in virtual time.
+    Congestion(congestion::CongestionArgs),
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::RelayDelay(args) => delay::run(&args),
         Command::Planner(args) => planner::run(&args),
         Command::Day(args) => day::run(&args),
+        Command::Congestion(args) => congestion::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),
     };
     tradewind_service::exit::finish("tradewind-bench", result)

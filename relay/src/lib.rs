@@ -24,7 +24,9 @@ mod store;
 mod tables;
 mod transport;
 
+pub use congestion::LinkCongestion;
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};
 pub use relay::{Placement, Relay, RelaySettings, StartError, UplinkSettings};
 pub use resolve::{ResolveError, resolve};
+pub use transport::link_transport;

@@ -18,6 +18,8 @@ const ACK_EVERY: u32 = 10;
 /// A link's packets are acknowledged within this: acknowledgements are signs of life, and of what was
 /// lost.
 const LINK_ACK_DELAY: Duration = Duration::from_millis(25);
+/// The same on links, whose congestion control must allow for it.
+pub(crate) const LINK_ACK_EVERY: u32 = ACK_EVERY;
 /// Smallest UDP payload of a link at the start: what an IPv6 path of the minimum MTU, 1,280,
 /// carries (RFC 8200, section 5). Discovery finds more.
 const LINK_INITIAL_MTU: u16 = 1_232;
@@ -35,7 +37,7 @@ pub(crate) fn certificates(
     let mut client_server = ServerConfig::with_crypto(tls::quic_server(client_tls)?);
     client_server.transport_config(Arc::new(client_transport()));
     let mut link_server = ServerConfig::with_crypto(tls::quic_server(link_tls)?);
-    let link_transport = Arc::new(link_transport());
+    let link_transport = Arc::new(link_transport(LinkCongestion::default()));
     link_server.transport_config(link_transport.clone());
     link_server.migration(false);
     let mut link_client = ClientConfig::new(tls::quic_client(dial_tls)?);
@@ -63,8 +65,10 @@ fn client_transport() -> TransportConfig {
     config
 }
 
-/// Between relays: room for the product of bandwidth and delay of a long link.
-fn link_transport() -> TransportConfig {
+/// QUIC's parameters between relays: room for the product of bandwidth and delay of a long link, and
+/// the links' own congestion control.
+#[must_use]
+pub fn link_transport(congestion: LinkCongestion) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
@@ -73,7 +77,7 @@ fn link_transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(32 << 20))
         .send_window(16 << 20)
         .initial_rtt(Duration::from_millis(200))
-        .congestion_controller_factory(Arc::new(LinkCongestion))
+        .congestion_controller_factory(Arc::new(congestion))
         .initial_mtu(LINK_INITIAL_MTU)
         // Longer than the slowest probing is silent; what is dead is found by probes, and sooner.
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(40_000))))
