@@ -18,6 +18,7 @@
 
 pub mod clock_sync;
 pub mod cost;
+pub mod demand;
 pub mod estimator;
 mod grow;
 pub mod load;
@@ -33,6 +34,7 @@ mod testing;
 
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
+pub use demand::{DemandConfig, DemandMeter};
 pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
 pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use matrix::{MatrixError, NameError, RttMatrix};
