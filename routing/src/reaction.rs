@@ -143,17 +143,10 @@ impl Backups {
         changed: &[(usize, usize)],
     ) {
         let n = self.n;
-        // A new link can give ways over two deflections to lists that lack candidates.
-        let sparse = self.deep || self.hops.iter().any(|hops| hops[CANDIDATES - 1] == NONE);
-        if n != cost.len()
-            || changed.len() > 2 * n
-            || (sparse && changed.len() > n / 8)
-            || self.deep
-        {
+        if n != cost.len() || changed.len() > 2 * n || self.deep {
             *self = backups(cost, rules);
             return;
         }
-        let mut found_short = false;
         for &(from, to) in changed {
             let row = (0..n).map(|end| (from, end, to));
             let column = (0..n).map(|start| (start, to, from));
@@ -171,10 +164,19 @@ impl Backups {
                 }
                 let list = best_three(relay, end, cost, reversed, rules);
                 self.set(cell, list);
-                found_short |= list[CANDIDATES - 1].1 == NONE && cost.is_up(relay, hop);
             }
         }
-        if found_short {
+        // Where candidates are lacking, ways over two deflections may have come up anywhere; but
+        // not from or to relays that have no link at all.
+        let has_link = |row: &[f64]| row.iter().filter(|cost| cost.is_finite()).count() > 1;
+        let starts: Vec<bool> = (0..n).map(|relay| has_link(cost.row(relay))).collect();
+        let ends: Vec<bool> = (0..n).map(|relay| has_link(reversed.row(relay))).collect();
+        let lacking = (0..n * n).any(|cell| {
+            let (relay, to) = (cell / n, cell % n);
+            let short = self.hops[cell][CANDIDATES - 1] == NONE;
+            short && relay != to && starts[relay] && ends[to]
+        });
+        if lacking {
             *self = backups(cost, rules);
         }
     }
@@ -208,6 +210,17 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
             .map(|hop| (row[hop], hop as u16))
             .collect();
         hops.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        // In any order the lists are the same; what is good for a near relay comes first, so that
+        // most of the rest has no block with a hit.
+        let near = hops
+            .iter()
+            .take(NEAR)
+            .find(|hop| usize::from(hop.1) < relay);
+        let ahead = near.map_or_else(Vec::new, |near| all.popular(near.1.into()));
+        let rank = |hop: u16| ahead.iter().position(|&popular| popular == hop);
+        let (mut first, rest): (Vec<_>, Vec<_>) =
+            hops.iter().copied().partition(|hop| rank(hop.1).is_some());
+        first.sort_unstable_by_key(|hop| rank(hop.1));
 
         let mut lists: Vec<[(f64, u16); CANDIDATES]> = (0..n)
             .map(|to| {
@@ -221,7 +234,7 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
         known.fill(f32::INFINITY);
         known[n..].fill(-1.0);
         known[relay] = -1.0;
-        for &(base, hop) in &hops {
+        for (base, hop) in first.into_iter().chain(rest) {
             let onwards = cost.row(usize::from(hop));
             low.scan(usize::from(hop), base, &mut known, |to, known| {
                 if to != usize::from(hop) {
@@ -238,6 +251,12 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
     all.fill_up(cost, &onto);
     all
 }
+
+/// How many of a relay's nearest hops are asked for a relay whose lists are known.
+const NEAR: usize = 32;
+
+/// How many hops that are good for a near relay are looked at first.
+const POPULAR: usize = 32;
 
 /// Puts a hop where it belongs in a list of the best three.
 fn offer(list: &mut [(f64, u16); CANDIDATES], to: usize, total: f64, hop: u16) {
@@ -277,6 +296,26 @@ fn best_three(
 }
 
 impl Backups {
+    /// The hops that are most often among a relay's candidates, the most frequent first.
+    fn popular(&self, relay: usize) -> Vec<u16> {
+        let mut counts = vec![0u32; self.n];
+        for &hop in self.hops[relay * self.n..(relay + 1) * self.n]
+            .iter()
+            .flatten()
+        {
+            if hop != NONE {
+                counts[usize::from(hop)] += 1;
+            }
+        }
+        // Every destination names itself once, as the direct link.
+        let mut hops: Vec<u16> = (0..self.n as u16)
+            .filter(|&hop| counts[usize::from(hop)] > 1)
+            .collect();
+        hops.sort_by_key(|&hop| std::cmp::Reverse(counts[usize::from(hop)]));
+        hops.truncate(POPULAR);
+        hops
+    }
+
     /// Where there are places left, takes hops that can lead on by a second deflection: cheapest
     /// first, by the way over their own best backup that does not lead back.
     fn fill_up(&mut self, cost: &CostMatrix, onto: &[Vec<(f64, u16)>]) {

@@ -155,7 +155,10 @@ impl Profile {
                 .iter()
                 .any(|change| change.cost.is_finite() != change.before.is_finite());
         let links = changes.iter().map(|change| (change.parent, change.child));
-        self.lists.changed.extend(links);
+        // So many that all will be computed afresh: no need to know which.
+        if self.lists.changed.len() <= 2 * cost.len() {
+            self.lists.changed.extend(links);
+        }
         if grown {
             self.lists.now = self.fresh_lists();
         }

@@ -57,8 +57,8 @@ pub enum NextHop<R> {
 ///    direct link if that is up; else whichever of them is degraded and costs least now; else there
 ///    is no way.
 ///
-/// 3. and 4. are deflections, of which there are two at most: after them there is only the direct
-/// link. No relay is ever passed twice, so nothing can loop.
+/// The last two are deflections, of which there are two at most: after them there is only the
+/// direct link. No relay is ever passed twice, so nothing can loop.
 ///
 /// `candidates` are those of the plan with the costs of their whole ways, best first
 /// ([`crate::Backups::candidates_with_cost`]); they obey the packet's rule set.
