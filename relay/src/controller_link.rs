@@ -20,6 +20,7 @@ use tradewind_proto::{
 use tradewind_trust::{CONTROLLER_NAME, Identity, Roots, TokenKeys, TrustError, tls};
 
 use crate::{
+    link_report::Told,
     metrics::Metrics,
     resolve::resolve,
     shard::{Command, News, SOFTWARE},
@@ -174,6 +175,7 @@ impl ControlTask {
 
         let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
         let mut leaving_told = false;
+        let mut told = Told::default();
         loop {
             tokio::select! {
                 biased;
@@ -199,9 +201,11 @@ impl ControlTask {
                         return Ok(());
                     };
                     self.last_report += 1;
+                    let (links, delta) = told.next(host.now(), links);
                     let body = relay_to_controller::Body::LinkReport(LinkReport {
                         sequence: self.last_report,
                         links,
+                        delta,
                         load: Some(RelayLoad {
                             sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
                             busy_permille,

@@ -11,6 +11,7 @@ mod directory;
 mod driver;
 mod enrol;
 mod forwarder;
+mod link_report;
 mod metrics;
 mod packet;
 mod queue;

@@ -388,6 +388,7 @@ impl Network {
                 self.set_draining(now, relay, load.draining);
             }
         }
+        self.links.begin_report(now, relay, report, &self.registry);
         let (mut failed, mut gained) = (false, false);
         for link in &report.links {
             let peer = self
