@@ -572,6 +572,108 @@ mod tests {
     }
 
     #[test]
+    fn a_delay_that_changes_is_followed_within_a_second_in_both_directions_of_change() {
+        let mut pair = Pair::new();
+        pair.run(20_000_000, |_| {});
+        let base = pair.estimate(0);
+        for (to_zero, rtt_ms) in [(170_000, 200), (40_000, 70)] {
+            // The way from 1 to 0 changes, as seen at 0.
+            pair.delay_us[0] = to_zero;
+            pair.run(1_250_000, |_| {});
+            let link = pair.estimate(0);
+            let change = i64::from(to_zero as u32) - 70_000;
+            let raw = link
+                .raw_in_us
+                .unwrap()
+                .wrapping_sub(base.raw_in_us.unwrap());
+            assert_eq!(raw, change, "the one-way difference");
+            assert_eq!(
+                link.raw_out_us, base.raw_out_us,
+                "the other way is as it was"
+            );
+            pair.run(750_000, |_| {});
+            let link = pair.estimate(0);
+            assert_eq!(link.rtt_min, Some(Duration::from_millis(rtt_ms)));
+            // What has changed for good does not count as jitter for long.
+            assert!(link.rtt_dev.unwrap() < Duration::from_millis(2), "{link:?}");
+        }
+    }
+
+    #[test]
+    fn a_suspended_machine_has_its_clock_compared_anew() {
+        let mut pair = Pair::new();
+        pair.run(10_000_000, |_| {});
+        let before = pair.estimate(0);
+        // The clock of end 1 stands still for four seconds while it is not there.
+        pair.flying.clear();
+        pair.clocks[1] = pair.clocks[1].wrapping_sub(4_000_000);
+        pair.run(400_000, |_| {});
+        let after = pair.estimate(0);
+        assert!(after.is_usable());
+        let moved = |a: Option<i64>, b: Option<i64>| b.unwrap().wrapping_sub(a.unwrap());
+        assert_eq!(moved(before.raw_in_us, after.raw_in_us), 4_000_000);
+        assert_eq!(moved(before.raw_out_us, after.raw_out_us), -4_000_000);
+        assert!(!pair.ends[0].brownout().degraded_in(pair.clock(0)));
+    }
+
+    #[test]
+    fn a_link_about_to_be_used_is_called_dead_soon_however_seldom_it_was_probed() {
+        let mut pair = Pair::new();
+        pair.run(3_000_000, |_| {});
+        for end in &mut pair.ends {
+            end.set_interval(Duration::from_secs(5));
+        }
+        // Both learn of it, and then nothing comes any more.
+        pair.run(300_000, |_| {});
+        pair.loss = [1.0, 1.0];
+        pair.run(1_000_000, |_| {});
+        assert!(
+            pair.estimate(0).is_usable(),
+            "5 s between probes are no silence"
+        );
+        let clock = pair.clock(0);
+        pair.ends[0].set_in_use(clock, true);
+        pair.ends[0].set_interval(Duration::from_micros(EVERY_US));
+        let asked = pair.now;
+        while pair.estimate(0).is_usable() {
+            pair.run(1_000, |_| {});
+        }
+        // A round trip of 100 ms and a quarter, and the detection time.
+        let took = pair.now - asked;
+        assert!((350_000..400_000).contains(&took), "{took}");
+    }
+
+    /// How often the link goes down by chance in so many hours, at a loss each way.
+    fn false_alarms(hours: u64, loss: f64) -> usize {
+        let mut pair = Pair::new();
+        pair.loss = [loss; 2];
+        pair.run(2_000_000, |_| {});
+        let mut alarms = 0;
+        let mut up = true;
+        for _ in 0..hours * 36_000 {
+            pair.run(100_000, |_| {});
+            // What QUIC acknowledges by itself: a packet of its own for most probes that come.
+            for end in 0..2 {
+                let there = !pair.rng.random_bool(pair.loss[1 - end]);
+                if there && !pair.rng.random_bool(pair.loss[end]) {
+                    let clock = pair.clock(end);
+                    pair.ends[end].on_traffic(clock);
+                }
+            }
+            let is_up = pair.estimate(0).is_usable() && pair.estimate(1).is_usable();
+            alarms += usize::from(up && !is_up);
+            up = is_up;
+        }
+        alarms
+    }
+
+    #[test]
+    fn chance_takes_a_link_down_once_in_many_hours_at_most() {
+        assert_eq!(false_alarms(2, 0.01), 0);
+        assert!(false_alarms(2, 0.03) <= 2);
+    }
+
+    #[test]
     fn a_restarted_peer_begins_anew_and_late_probes_of_its_past_do_no_harm() {
         let mut pair = Pair::new();
         pair.run(3_000_000, |_| {});
