@@ -171,7 +171,7 @@ fn brownout(seed: u64, spec: LinkSpec) -> Duration {
             for _ in 0..4 {
                 wan.sleep(5 * MS).await;
                 let links = world.relays[0].links().await;
-                let link = links.iter().find(|link| link.peer == "r1").unwrap();
+                let link = links.iter().find(|link| link.peer == "r1").expect("linked");
                 assert_eq!(link.state, "up");
                 if link.degraded_out && noticed.is_none() {
                     noticed = Some(wan.network_time() - begun);
@@ -180,7 +180,11 @@ fn brownout(seed: u64, spec: LinkSpec) -> Duration {
         }
         let noticed = noticed.expect("noticed");
         let report = world.controller.report("r0");
-        let link = report.links.iter().find(|link| link.peer == "r1").unwrap();
+        let link = report
+            .links
+            .iter()
+            .find(|link| link.peer == "r1")
+            .expect("linked");
         assert!(link.degraded_out && !link.degraded_in, "{link:?}");
 
         // It ends with the trouble.
