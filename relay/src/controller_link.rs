@@ -21,6 +21,7 @@ use tradewind_trust::{CONTROLLER_NAME, Identity, Roots, TrustError, tls};
 
 use crate::{
     held::{Activation, Held},
+    link_report::Told,
     metrics::Metrics,
     resolve::resolve,
     shard::{ClassBytes, Command, News, SOFTWARE},
@@ -111,6 +112,8 @@ struct Conversation {
     registered: bool,
     /// Demand as it was reported last, by the destination's index.
     demand: Vec<ClassBytes>,
+    /// Links as they were reported last.
+    links: Told,
 }
 
 impl ControlTask {
@@ -226,16 +229,17 @@ impl ControlTask {
         } = news;
         held.note_stamped_elsewhere(oldest_stamped);
         self.last_report += 1;
+        let (links, delta) = conversation.links.next(self.host.now(), links);
         LinkReport {
             sequence: self.last_report,
             links,
+            delta,
             load: Some(RelayLoad {
                 sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
                 busy_permille,
                 draining: *self.draining.borrow(),
             }),
             demand: conversation.changed_demand(demand),
-            ..Default::default()
         }
     }
 

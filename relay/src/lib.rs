@@ -13,6 +13,7 @@ mod enrol;
 mod flow;
 mod forwarder;
 mod held;
+mod link_report;
 mod metrics;
 mod packet;
 mod plan;

@@ -171,7 +171,7 @@ fn brownout(seed: u64, spec: LinkSpec) -> Duration {
             for _ in 0..4 {
                 wan.sleep(5 * MS).await;
                 let links = world.relays[0].links().await;
-                let link = links.iter().find(|link| link.peer == "r1").unwrap();
+                let link = links.iter().find(|link| link.peer == "r1").expect("linked");
                 assert_eq!(link.state, "up");
                 if link.degraded_out && noticed.is_none() {
                     noticed = Some(wan.network_time() - begun);
@@ -180,7 +180,11 @@ fn brownout(seed: u64, spec: LinkSpec) -> Duration {
         }
         let noticed = noticed.expect("noticed");
         let report = world.controller.report("r0");
-        let link = report.links.iter().find(|link| link.peer == "r1").unwrap();
+        let link = report
+            .links
+            .iter()
+            .find(|link| link.peer == "r1")
+            .expect("linked");
         assert!(link.degraded_out && !link.degraded_in, "{link:?}");
 
         // It ends with the trouble.
@@ -220,6 +224,41 @@ fn a_link_that_loses_a_third_is_noticed_by_its_sender_within_half_a_second() {
     delays.sort_unstable();
     assert!(delays[5] <= 350 * MS, "{delays:?}");
     assert!(delays[9] <= 700 * MS, "{delays:?}");
+}
+
+#[test]
+fn the_controller_hears_within_moments_of_a_link_that_has_become_faster_and_in_a_second_of_a_slower_one()
+ {
+    run_virtual(81, |wan| async move {
+        let world = planned(&wan).await;
+        wan.sleep(Duration::from_secs(15)).await;
+        let before = raw_out(&world);
+        for (delay, patience) in [(5_u32, 300), (45, 1_600)] {
+            wan.set_links(
+                world.places[0],
+                world.places[1],
+                &LinkSpec::with_delay(delay * MS),
+            );
+            let begun = wan.network_time();
+            let change = (i64::from(delay) - 20) * 1_000;
+            // The clocks drift apart by 20 ppm.
+            while (raw_out(&world) - before - change).abs() > 1_000 {
+                let passed = wan.network_time() - begun;
+                assert!(
+                    passed < Duration::from_millis(patience),
+                    "{delay} ms: {passed:?}"
+                );
+                wan.sleep(10 * MS).await;
+            }
+        }
+    });
+}
+
+/// What r0 has reported of its way to r1, microseconds.
+fn raw_out(world: &World) -> i64 {
+    let report = world.controller.report("r0");
+    let link = report.links.iter().find(|link| link.peer == "r1");
+    link.expect("linked").raw_out_us
 }
 
 #[test]

@@ -18,7 +18,8 @@
 //! | together | 660 | 2,310 | 887 |
 //!
 //! At some 15 µs of processor for a packet (system call, UDP, AEAD, QUIC's bookkeeping) that is 3.5 %
-//! of a core. Reports to the controller come on top of the bits: see the relay's `report` module.
+//! of a core; the estimators' own work, 0.2 µs for a probe sent and received, is nothing beside it.
+//! Reports to the controller come on top of the bits: see the relay's `report` module.
 
 use std::{cmp::Reverse, time::Duration};
 

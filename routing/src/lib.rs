@@ -43,10 +43,10 @@ pub use brownout::{Brownout, NeighbourState};
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use demand::{DemandConfig, DemandMeter};
-pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use estimator::{
     EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, LossCount, ProbeSample,
 };
+pub use load::{LoadConfig, LoadPlan, LoadProblem, spread};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
 pub use placement::{Placement, Progress, Stage};

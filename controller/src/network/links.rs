@@ -1,12 +1,20 @@
 //! What the relays say about their links, and what follows for each directed link.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tradewind_proto::{
     LinkKey, RelayIndex, Uplink,
-    control::{LinkState, link_state::State},
+    control::{LinkReport, LinkState, link_state::State},
 };
-use tradewind_routing::{LinkMetrics, RawDelays, cost::confident_loss, solve_clocks};
+use tradewind_routing::{
+    LinkMetrics, RawDelays,
+    clock_sync::{Drifts, solve_drifts},
+    cost::confident_loss,
+    solve_clocks,
+};
 
 use super::registry::Registry;
 
@@ -14,7 +22,7 @@ use super::registry::Registry;
 /// relay is still online; and no clock difference older than this is used.
 pub(super) const VIEW_LIFETIME: Duration = Duration::from_secs(10);
 
-/// How many probes a share of loss is taken to stem from: a relay's window has about as many.
+/// How many probes a share of loss is taken to stem from, where the relay does not say it.
 const LOSS_PROBES: u64 = 50;
 
 /// Whether a directed link can be used.
@@ -38,6 +46,12 @@ struct View {
     loss_out_ppm: u32,
     /// (peer to reporter, reporter to peer)
     raw_us: Option<(i64, i64)>,
+    /// When these held.
+    raw_at: Duration,
+    /// How much faster the reporter's clock runs than the peer's, parts per billion; 0: unknown.
+    drift_ppb: i32,
+    /// How many probes the shares of loss are of; 0: not said.
+    loss_probes: u32,
     packets_received: u64,
     /// The peer's process has restarted and this end has not noticed yet: what it says is about
     /// the peer's earlier life.
@@ -48,6 +62,8 @@ struct View {
 #[derive(Debug, Default)]
 pub(super) struct Links {
     views: BTreeMap<(RelayIndex, RelayIndex, Uplink), View>,
+    /// When each relay last reported only what has changed: all else was as it had said.
+    confirmed: BTreeMap<RelayIndex, Duration>,
 }
 
 /// What a report changed about the links of its relay.
@@ -73,6 +89,30 @@ pub(super) struct Measured {
 }
 
 impl Links {
+    /// A report is about to be taken in: if it names only what has changed, all else is as it was;
+    /// if it is whole, there is nothing else.
+    pub(super) fn begin_report(
+        &mut self,
+        now: Duration,
+        reporter: RelayIndex,
+        report: &LinkReport,
+        registry: &Registry,
+    ) {
+        if report.delta {
+            self.confirmed.insert(reporter, now);
+            return;
+        }
+        self.confirmed.remove(&reporter);
+        let named: BTreeSet<(RelayIndex, u32)> = report
+            .links
+            .iter()
+            .filter_map(|link| Some((registry.index_of(&link.peer)?, link.uplink)))
+            .collect();
+        self.views.retain(|&(by, peer, uplink), _| {
+            by != reporter || named.contains(&(peer, u32::from(uplink.0)))
+        });
+    }
+
     /// Takes in what `reporter` says about its links with `peer`.
     pub(super) fn update(
         &mut self,
@@ -99,6 +139,9 @@ impl Links {
             loss_in_ppm: link.loss_in_ppm,
             loss_out_ppm: link.loss_out_ppm,
             raw_us: (up && link.raw_known).then_some((link.raw_in_us, link.raw_out_us)),
+            raw_at: now.saturating_sub(Duration::from_micros(link.raw_age_us.into())),
+            drift_ppb: link.drift_ppb,
+            loss_probes: link.loss_probes,
             packets_received: link.packets_received,
             outlived: view.outlived,
         };
@@ -113,6 +156,7 @@ impl Links {
     /// is about its earlier life until they notice.
     pub(super) fn restarted(&mut self, relay: RelayIndex) {
         self.views.retain(|&(reporter, _, _), _| reporter != relay);
+        self.confirmed.remove(&relay);
         for (&(_, peer, _), view) in &mut self.views {
             if peer == relay && view.state == State::Up {
                 view.outlived = true;
@@ -142,6 +186,7 @@ impl Links {
         let mut by_uplink: BTreeMap<Uplink, RawDelays> = BTreeMap::new();
         let mut least = RawDelays::new(n);
         let mut keys: Vec<LinkKey> = Vec::new();
+        let drifts = self.drifts(now, registry);
         for &(reporter, peer, uplink) in self.views.keys() {
             let there = LinkKey {
                 from: reporter,
@@ -158,7 +203,7 @@ impl Links {
             }
         }
         for &key in &keys {
-            let Some(raw) = self.raw_us(now, key, registry) else {
+            let Some(raw) = self.raw_us(now, key, registry, &drifts) else {
                 continue;
             };
             let (from, to) = (key.from.as_usize(), key.to.as_usize());
@@ -215,11 +260,13 @@ impl Links {
         let delay_ms = one_way_ms.or(rtt_ms.map(|rtt| rtt / 2.0));
         let metrics = match (usable, delay_ms) {
             (Usable::Yes, Some(delay_ms)) => {
-                let lost = (loss * LOSS_PROBES as f64).round() as u64;
+                let said = best.map_or(0, |view| u64::from(view.loss_probes));
+                let probes = if said > 0 { said } else { LOSS_PROBES };
+                let lost = (loss * probes as f64).round() as u64;
                 Some(LinkMetrics {
                     delay_ms,
                     rtt_dev_ms: best.map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
-                    loss: confident_loss(lost, LOSS_PROBES),
+                    loss: confident_loss(lost, probes),
                     utilisation,
                     price_ms: 0.0,
                 })
@@ -251,9 +298,9 @@ impl Links {
         );
         // An online relay speaks for itself every second; one that is offline is quoted only
         // where nobody else can say anything.
-        let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
-        let receiver_counts = receiver.filter(|view| if to { fresh(view) } else { !from });
-        let sender_counts = sender.filter(|view| if from { fresh(view) } else { !to });
+        let fresh = |by: RelayIndex| move |view: &&View| self.is_fresh(now, by, view);
+        let receiver_counts = receiver.filter(|view| if to { fresh(key.to)(view) } else { !from });
+        let sender_counts = sender.filter(|view| if from { fresh(key.from)(view) } else { !to });
         match (receiver_counts, sender_counts) {
             (None, None) => (
                 receiver.filter(|_| !to && sender.is_none()),
@@ -294,21 +341,47 @@ impl Links {
         if doubt { Usable::Unknown } else { combined }
     }
 
-    /// The raw one-way difference: the receiver's own, else what its peer was told.
-    fn raw_us(&self, now: Duration, key: LinkKey, registry: &Registry) -> Option<i64> {
+    /// Whether what `by` has said is not too old: when it said it, or that nothing has changed since.
+    fn is_fresh(&self, now: Duration, by: RelayIndex, view: &View) -> bool {
+        let confirmed = self.confirmed.get(&by).filter(|_| !view.outlived);
+        let at = confirmed.map_or(view.at, |&confirmed| confirmed.max(view.at));
+        now < at + VIEW_LIFETIME
+    }
+
+    /// How fast the relays' clocks run against each other.
+    fn drifts(&self, now: Duration, registry: &Registry) -> Drifts {
+        let measured: Vec<(usize, usize, f64)> = self
+            .views
+            .iter()
+            .filter(|(_, view)| view.state == State::Up && view.drift_ppb != 0)
+            .filter(|&(&(by, ..), view)| self.is_fresh(now, by, view))
+            .map(|(&(by, peer, _), view)| {
+                (by.as_usize(), peer.as_usize(), f64::from(view.drift_ppb))
+            })
+            .collect();
+        solve_drifts(registry.len(), &measured)
+    }
+
+    /// The raw one-way difference as it is now: the receiver's own, else what its peer was told.
+    fn raw_us(
+        &self,
+        now: Duration,
+        key: LinkKey,
+        registry: &Registry,
+        drifts: &Drifts,
+    ) -> Option<i64> {
         if self.usable_both(now, key.from, key.to, key.uplink, registry) != Usable::Yes {
             return None;
         }
-        let fresh = |view: &&View| now < view.at + VIEW_LIFETIME;
         let (receiver, sender) = self.ends(now, key, registry);
         let received = receiver
-            .filter(fresh)
-            .and_then(|view| view.raw_us)
-            .map(|(inward, _)| inward);
+            .filter(|view| self.is_fresh(now, key.to, view))
+            .and_then(|view| Some((view.raw_us?.0, view.raw_at)));
         let sent = sender
-            .filter(fresh)
-            .and_then(|view| view.raw_us)
-            .map(|(_, outward)| outward);
-        received.or(sent)
+            .filter(|view| self.is_fresh(now, key.from, view))
+            .and_then(|view| Some((view.raw_us?.1, view.raw_at)));
+        let (raw_us, at) = received.or(sent)?;
+        let age = now.saturating_sub(at);
+        Some(drifts.later(raw_us, key.from.as_usize(), key.to.as_usize(), age))
     }
 }

@@ -146,6 +146,7 @@ impl Network {
             bytes.map(|(class, &bytes)| (row.destination, class, bytes))
         });
         self.demand.report(now, u32::from(relay.0), counters);
+        self.links.begin_report(now, relay, report, &self.registry);
         let (mut failed, mut gained) = (false, false);
         for link in &report.links {
             let peer = self

@@ -40,6 +40,8 @@ const URGENT_SPACING: Duration = Duration::from_millis(15);
 /// From this interval on a probe asks for its answer at once: an echo that is held for seconds
 /// measures the drift of the clocks as well.
 const HELD_TOO_LONG: Duration = Duration::from_millis(500);
+/// A round trip that changes by this, and by a tenth, is reported at once.
+const LEAST_STEP: Duration = Duration::from_millis(3);
 /// How long links are not judged by their delay after most of them looked late at once.
 const LOOKS_LATE: Duration = Duration::from_millis(500);
 /// Loss from which on a link is probed more densely.
@@ -66,6 +68,8 @@ pub(super) struct Probing {
     settling_since: Instant,
     /// The way in, and the way out, as they were when last looked at.
     degraded: (bool, Option<u32>),
+    /// The shortest round trip when a change of it was last a reason to report.
+    told_rtt: Duration,
 }
 
 impl Probing {
@@ -82,7 +86,17 @@ impl Probing {
             frames: 0,
             settling_since: now,
             degraded: (false, None),
+            told_rtt: Duration::ZERO,
         }
+    }
+
+    /// Whether the round trip has changed so much that routing should know at once.
+    fn has_stepped(&mut self, rtt: Duration) -> bool {
+        let stepped = rtt.abs_diff(self.told_rtt) > LEAST_STEP.max(self.told_rtt / 10);
+        if stepped {
+            self.told_rtt = rtt;
+        }
+        stepped
     }
 
     /// Whether the way in is degraded, and the way out: by how much, microseconds-equivalent.
@@ -372,6 +386,9 @@ impl Shard {
         let degraded = (brownout.degraded_in(now_us), brownout.degraded_out(now_us));
         let seen_here = brownout.sees_in(now_us);
         let was = std::mem::replace(&mut link.probing.degraded, degraded);
+        let stepped = estimate
+            .rtt_min
+            .is_some_and(|rtt| link.probing.has_stepped(rtt));
         link.delay_in = estimate.rtt_min.unwrap_or_default() / 2;
         let before = std::mem::replace(&mut link.state, estimate.state);
         let after = link.state;
@@ -390,6 +407,9 @@ impl Shard {
         let begins_here = seen_here && !was.0;
         if turned && !(begins_here && self.all_look_late(now)) {
             self.link_degraded(key, peer, degraded, now);
+        }
+        if stepped && after == LinkState::Up {
+            self.report_soon(now);
         }
         if before != after {
             self.link_changed(key, peer, after, now);

@@ -17,9 +17,9 @@ use tradewind_proto::{
     ALPN_CLIENT, ALPN_CONTROL, Class, FrameReader, MAX_CONTROL_FRAME, MAX_FRAME,
     control::{
         Activate, Backup, ClientMessage, ControllerToRelay, EdgeMessage, Hello, LinkReport,
-        LookupRelay, LookupUser, PlanName, PlanPart, ProfileTable, Register, Registered, RelayInfo,
-        RelayList, RelayToController, Selector, TokenKey, TokenKeys, TreeTable, client_message,
-        controller_to_relay, edge_message, lookup_result, relay_to_controller,
+        LinkState, LookupRelay, LookupUser, PlanName, PlanPart, ProfileTable, Register, Registered,
+        RelayInfo, RelayList, RelayToController, Selector, TokenKey, TokenKeys, TreeTable,
+        client_message, controller_to_relay, edge_message, lookup_result, relay_to_controller,
     },
     encode_frame, frame_message,
     packet::{AccessHeader, Kind, Trace, TraceRecord},
@@ -245,6 +245,21 @@ struct ControllerState {
     keys: Vec<TokenKey>,
 }
 
+impl ControllerState {
+    /// What a delta does not name is as it was.
+    fn take_report(&mut self, relay: &str, mut report: LinkReport) {
+        if let Some(before) = self.reports.remove(relay).filter(|_| report.delta) {
+            let named = |link: &LinkState| {
+                let mut links = report.links.iter();
+                links.any(|other| (&other.peer, other.uplink) == (&link.peer, link.uplink))
+            };
+            let rest: Vec<_> = before.links.into_iter().filter(|l| !named(l)).collect();
+            report.links.extend(rest);
+        }
+        self.reports.insert(relay.to_owned(), report);
+    }
+}
+
 impl FakeController {
     fn start(
         host: Arc<WanHost>,
@@ -429,7 +444,7 @@ async fn serve_relay(
                         let key = (name.clone(), row.destination);
                         state.demand.insert(key, row.bytes.clone());
                     }
-                    state.reports.insert(name.clone(), report);
+                    state.take_report(&name, report);
                 }
                 _ => {}
             }

@@ -31,6 +31,18 @@ fn packets_take_the_detour_as_soon_as_all_links_are_measured() {
 }
 
 #[test]
+fn a_link_that_is_slow_in_one_direction_only_is_left_in_that_direction_only() {
+    // 60 ms there, 140 ms back, which no clock can tell by itself; by way of the third 100 ms.
+    let world = World::running(vec![
+        vec![None, Some(60_000), Some(50_000)],
+        vec![Some(140_000), None, Some(50_000)],
+        vec![Some(50_000), Some(50_000), None],
+    ]);
+    assert_eq!(world.walk(0, 1), Some(vec![0, 1]));
+    assert_eq!(world.walk(1, 0), Some(vec![1, 2, 0]));
+}
+
+#[test]
 fn a_link_that_one_end_calls_down_is_planned_around_at_once() {
     let mut world = World::running(triangle());
     world.cut(0, 1);

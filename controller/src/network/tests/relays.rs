@@ -192,6 +192,47 @@ fn a_link_nobody_reports_any_more_is_unknown_not_free() {
 }
 
 #[test]
+fn what_a_delta_does_not_name_is_as_it_was() {
+    let mut world = World::running(triangle());
+    let before = world.network.matrix(world.now);
+    for second in 0..60_u32 {
+        for place in 0..3 {
+            world.relays[place].sequence += 1;
+            let mut links = Vec::new();
+            if second == 30 && place == 2 {
+                // The way from 1 to 2 has become slower, as 2 sees it.
+                links = world.links_of(2);
+                links.retain(|link| link.peer == name(1));
+                links[0].raw_in_us += 15_000;
+                links[0].rtt_min_us += 15_000;
+            }
+            let report = LinkReport {
+                sequence: world.relays[place].sequence,
+                delta: true,
+                links,
+                ..LinkReport::default()
+            };
+            let connection = world.relays[place].connection.unwrap();
+            world.relays[place].next_report = world.now + Duration::from_secs(3_600);
+            world.say(connection, from_relay::Body::LinkReport(report));
+        }
+        world.run(Duration::from_secs(1));
+        let matrix = world.network.matrix(world.now);
+        assert_eq!(matrix.state, before.state, "second {second}");
+        let slower = |matrix: &MatrixView| {
+            let cell = |a: usize, b: usize| matrix.one_way_ms[a][b].unwrap();
+            cell(0, 1) + cell(1, 2) - cell(0, 2)
+        };
+        let difference = slower(&matrix) - slower(&before);
+        let expected = if second < 30 { 0.0 } else { 15.0 };
+        assert!(
+            (difference - expected).abs() < 0.01,
+            "{difference} ms in second {second}"
+        );
+    }
+}
+
+#[test]
 fn token_keys_go_to_all_relays_when_they_change() {
     let mut world = World::running(triangle());
     let mut keys = TokenKeys::default();
