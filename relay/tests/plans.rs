@@ -9,8 +9,8 @@ use support::{TestClient, World, header};
 use tradewind_proto::{
     Class,
     control::{
-        Activate, Backup, PlanName, PlanPart, ProfileTable, Selector, TreeTable,
-        controller_to_relay::Body,
+        Activate, Backup, PlanName, PlanPart, ProfileTable, RelayList, Selector, TokenKeys,
+        TreeTable, controller_to_relay::Body,
     },
     packet::Kind,
 };
@@ -71,8 +71,11 @@ async fn two_plans(wan: &Wan) -> World {
 /// Alice at r0 and Bob at r2, of an app, and Alice's handle for him.
 async fn pair(wan: &Wan, world: &World, app: &str) -> (TestClient, TestClient, u32) {
     let token = |user| world.token(user, |claims| app.clone_into(&mut claims.app));
-    let mut alice = world.client_with(0, &token("alice")).await.unwrap();
-    let bob = world.client_with(2, &token("bob")).await.unwrap();
+    let mut alice = world
+        .client_with(0, &token("alice"))
+        .await
+        .expect("admitted");
+    let bob = world.client_with(2, &token("bob")).await.expect("admitted");
     wan.sleep(Duration::from_millis(500)).await;
     let handle = alice.handle("bob").await;
     (alice, bob, handle)
@@ -335,6 +338,38 @@ fn control_messages_that_are_late_repeated_or_malformed_change_nothing() {
         let (alice, bob, handle) = pair(&wan, &world, "chat").await;
         let ways = alice.ways(&bob, handle, Class::Audio, 1..2).await;
         assert_eq!(ways[&1], [0, 1, 2]);
+    });
+}
+
+#[test]
+fn a_controller_restored_from_an_old_state_overwrites_nothing() {
+    run_virtual(28, |wan| async move {
+        let world = two_plans(&wan).await;
+        let part = PlanPart {
+            plan: Some(PlanName {
+                epoch: 1,
+                number: 9,
+            }),
+            ..Default::default()
+        };
+        world.controller.come_back_old(vec![
+            Body::RelayList(RelayList::default()),
+            Body::TokenKeys(TokenKeys::default()),
+            Body::PlanPart(part),
+            Body::Activate(order(99, 2, 0, 0)),
+        ]);
+        wan.sleep(Duration::from_secs(10)).await;
+        for relay in &world.relays {
+            let plan = relay.plan();
+            assert_eq!(plan.active, "1.1");
+            assert_eq!(plan.held, ["1.1", "1.2"]);
+            assert!(!relay.controller_connected());
+            assert_eq!(relay.links().await.len(), 3);
+        }
+        // The keys are those of before, too.
+        let (alice, bob, handle) = pair(&wan, &world, "chat").await;
+        let ways = alice.ways(&bob, handle, Class::Audio, 1..2).await;
+        assert_eq!(ways[&1], [0, 2]);
     });
 }
 

@@ -62,11 +62,11 @@ fn a_relay_whose_uplink_fails_uses_the_other_one_before_it_deflects() {
         let lines = [wan.add_place("line-0"), wan.add_place("line-1")];
         let spec = LinkSpec::with_delay(Duration::from_millis(5));
         wan.set_links(lines[0], lines[1], &spec);
-        for relay in 0..2 {
+        for (relay, &line) in lines.iter().enumerate() {
             world.relays[relay].stop().await;
             wan.sleep(Duration::from_secs(1)).await;
             let public = world.relay_hosts[relay].clone();
-            let private = wan.add_host(lines[relay], HostClock::EXACT);
+            let private = wan.add_host(line, HostClock::EXACT);
             let uplink = UplinkSettings {
                 number: 1,
                 link_listen: SocketAddr::new(private.ip(), 7444),

@@ -223,13 +223,11 @@ impl Shard {
         for (&(next, backup), &count) in &self.plan_use.backups {
             // Over whichever uplink.
             let first = keys.partition_point(|&(index, _)| index < backup);
-            let links = keys[first..]
-                .iter()
-                .take_while(|&&(index, _)| index == backup);
-            for position in first..first + links.count() {
-                wishes[position].backs += count;
+            let of_backup = keys[first..].iter().zip(&mut wishes[first..]);
+            for (_, wish) in of_backup.take_while(|((index, _), _)| *index == backup) {
+                wish.backs += count;
                 if carrying.get(&next) == Some(&true) {
-                    wishes[position].backs_carrying += count;
+                    wish.backs_carrying += count;
                 }
             }
         }

@@ -243,6 +243,9 @@ struct ControllerState {
     /// By relay and the destination's index: as reported last.
     demand: BTreeMap<(String, u32), Vec<u64>>,
     keys: Vec<TokenKey>,
+    epoch: u32,
+    /// Said to a relay before the epoch.
+    first: Vec<controller_to_relay::Body>,
 }
 
 impl ControllerState {
@@ -281,6 +284,7 @@ impl FakeController {
         let endpoint = host_dyn.quic_endpoint(address, Some(config)).unwrap();
         let state = Arc::new(Mutex::new(ControllerState {
             expected,
+            epoch: 1,
             keys: vec![TokenKey {
                 kid: signer.kid().to_owned(),
                 public_key: signer.public_key().to_vec(),
@@ -310,6 +314,17 @@ impl FakeController {
     /// The last report of a relay.
     pub fn report(&self, relay: &str) -> LinkReport {
         self.state.lock().unwrap().reports[relay].clone()
+    }
+
+    /// Loses all relays and comes back from an old state: of the epoch before, and without waiting to
+    /// say so before it says `first`.
+    pub fn come_back_old(&self, first: Vec<controller_to_relay::Body>) {
+        let mut state = self.state.lock().unwrap();
+        state.epoch = 0;
+        state.first = first;
+        for (_, connection, _) in state.registered.values() {
+            connection.close(0_u32.into(), b"restored");
+        }
     }
 
     /// A relay as it has registered.
@@ -359,7 +374,7 @@ impl FakeController {
     pub fn activate(&self, activate: &Activate) {
         let state = self.state.lock().unwrap();
         for (_, _, send) in state.registered.values() {
-            tell(send, controller_to_relay::Body::Activate(activate.clone()));
+            tell(send, controller_to_relay::Body::Activate(*activate));
         }
     }
 
@@ -460,9 +475,15 @@ fn register_relay(
 ) {
     let mut state = state.lock().unwrap();
     let index = register.name[1..].parse().unwrap();
+    for body in &state.first {
+        tell(send, body.clone());
+    }
     tell(
         send,
-        controller_to_relay::Body::Registered(Registered { index, epoch: 1 }),
+        controller_to_relay::Body::Registered(Registered {
+            index,
+            epoch: state.epoch,
+        }),
     );
     let keys = TokenKeys {
         keys: state.keys.clone(),
