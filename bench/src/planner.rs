@@ -219,9 +219,10 @@ impl Asked {
 }
 
 fn timed(act: &mut dyn FnMut()) -> f64 {
-    let begin = OsHost.now();
+    let host: &dyn Host = &OsHost;
+    let begin = host.now();
     act();
-    (OsHost.now() - begin).as_secs_f64() * 1e3
+    (host.now() - begin).as_secs_f64() * 1e3
 }
 
 /// Places on a map in clusters, as towns are; links as long as the distance, each direction made

@@ -185,16 +185,13 @@ impl Layers {
             for (&via, &so_far) in improved.iter().zip(&previous) {
                 let so_far = so_far + per_transit_ms;
                 let row = cost.row(via);
-                low.scan(via, so_far, &mut self.high, |first, block| {
-                    // The last block's padding has no columns.
-                    for (to, high) in (first..n).zip(block) {
-                        let total = so_far + row[to];
-                        if total < self.best[to] {
-                            self.best[to] = total;
-                            self.links[to] = links as u16;
-                            before[to] = via as u16;
-                            *high = rounded_up(total);
-                        }
+                low.scan(via, so_far, &mut self.high, |to, high| {
+                    let total = so_far + row[to];
+                    if total < self.best[to] {
+                        self.best[to] = total;
+                        self.links[to] = links as u16;
+                        before[to] = via as u16;
+                        *high = rounded_up(total);
                     }
                 });
             }

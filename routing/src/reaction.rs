@@ -208,6 +208,17 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
             .map(|hop| (row[hop], hop as u16))
             .collect();
         hops.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        // In any order the lists are the same; what is good for a near relay comes first, so that
+        // most of the rest has no block with a hit.
+        let near = hops
+            .iter()
+            .take(NEAR)
+            .find(|hop| usize::from(hop.1) < relay);
+        let ahead = near.map_or_else(Vec::new, |near| all.popular(near.1.into()));
+        let rank = |hop: u16| ahead.iter().position(|&popular| popular == hop);
+        let (mut first, rest): (Vec<_>, Vec<_>) =
+            hops.iter().copied().partition(|hop| rank(hop.1).is_some());
+        first.sort_unstable_by_key(|hop| rank(hop.1));
 
         let mut lists: Vec<[(f64, u16); CANDIDATES]> = (0..n)
             .map(|to| {
@@ -221,13 +232,10 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
         known.fill(f32::INFINITY);
         known[n..].fill(-1.0);
         known[relay] = -1.0;
-        for &(base, hop) in &hops {
+        for (base, hop) in first.into_iter().chain(rest) {
             let onwards = cost.row(usize::from(hop));
-            low.scan(usize::from(hop), base, &mut known, |first, block| {
-                for (to, known) in (first..).zip(block) {
-                    if *known < 0.0 || to == usize::from(hop) {
-                        continue;
-                    }
+            low.scan(usize::from(hop), base, &mut known, |to, known| {
+                if to != usize::from(hop) {
                     offer(&mut lists[to], to, base + onwards[to], hop);
                     *known = rounded_up(lists[to][CANDIDATES - 1].0);
                 }
@@ -242,17 +250,26 @@ pub fn backups(cost: &CostMatrix, rules: &TreeRules) -> Backups {
     all
 }
 
+/// How many of a relay's nearest hops are asked for a relay whose lists are known.
+const NEAR: usize = 32;
+
+/// How many hops that are good for a near relay are looked at first.
+const POPULAR: usize = 32;
+
 /// Puts a hop where it belongs in a list of the best three.
 fn offer(list: &mut [(f64, u16); CANDIDATES], to: usize, total: f64, hop: u16) {
     let direct = to as u16;
-    let key = |&(cost, hop): &(f64, u16)| (cost, hop != direct, hop);
-    let new = (total, hop);
-    if !total.is_finite() {
-        return;
-    }
-    if let Some(place) = list.iter().position(|known| key(&new) < key(known)) {
-        list[place..].rotate_right(1);
-        list[place] = new;
+    let before = |a: &(f64, u16), b: &(f64, u16)| match a.0 == b.0 {
+        true => (a.1 != direct, a.1) < (b.1 != direct, b.1),
+        false => a.0 < b.0,
+    };
+    let mut new = (total, hop);
+    if total.is_finite() {
+        for known in list {
+            if before(&new, known) {
+                std::mem::swap(known, &mut new);
+            }
+        }
     }
 }
 
@@ -277,6 +294,26 @@ fn best_three(
 }
 
 impl Backups {
+    /// The hops that are most often among a relay's candidates, the most frequent first.
+    fn popular(&self, relay: usize) -> Vec<u16> {
+        let mut counts = vec![0u32; self.n];
+        for &hop in self.hops[relay * self.n..(relay + 1) * self.n]
+            .iter()
+            .flatten()
+        {
+            if hop != NONE {
+                counts[usize::from(hop)] += 1;
+            }
+        }
+        // Every destination names itself once, as the direct link.
+        let mut hops: Vec<u16> = (0..self.n as u16)
+            .filter(|&hop| counts[usize::from(hop)] > 1)
+            .collect();
+        hops.sort_by_key(|&hop| std::cmp::Reverse(counts[usize::from(hop)]));
+        hops.truncate(POPULAR);
+        hops
+    }
+
     /// Where there are places left, takes hops that can lead on by a second deflection: cheapest
     /// first, by the way over their own best backup that does not lead back.
     fn fill_up(&mut self, cost: &CostMatrix, onto: &[Vec<(f64, u16)>]) {
@@ -348,8 +385,13 @@ mod tests {
                             .collect();
                         all.sort_by(f64::total_cmp);
                         all.truncate(2);
-                        let kept: Vec<usize> =
-                            lists.for_failing(relay, to, failing).take(2).collect();
+                        // Those with one more link to go.
+                        let near = |&hop: &usize| hop == to || cost.is_up(hop, to);
+                        let kept: Vec<usize> = lists
+                            .for_failing(relay, to, failing)
+                            .take_while(near)
+                            .take(2)
+                            .collect();
                         prop_assert!(!kept.contains(&relay) && !kept.contains(&failing));
                         let costs: Vec<f64> =
                             kept.iter().map(|&hop| total(relay, hop, to)).collect();

@@ -1,6 +1,6 @@
 //! Graphs and references for the tests of this crate.
 
-use crate::cost::CostMatrix;
+use crate::{cost::CostMatrix, tree::TreeRules};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -34,6 +34,39 @@ pub(crate) fn metric_costs(n: usize, seed: u64, missing: f64) -> CostMatrix {
         }
         1.0 + dx.hypot(dy) * (1.0 + 1.5 * stretch * stretch)
     })
+}
+
+/// A tree by Dijkstra's algorithm as it stands in the book, on a dense graph: parents (`None` for
+/// none) and costs. Among equals the fewer links win, then the parent that is nearer to the root,
+/// then the lower index.
+pub(crate) fn plain_tree(
+    away: &CostMatrix,
+    root: usize,
+    rules: &TreeRules,
+) -> (Vec<Option<usize>>, Vec<f64>) {
+    let n = away.len();
+    let (mut parent, mut cost) = (vec![None; n], vec![f64::INFINITY; n]);
+    let (mut depth, mut open) = (vec![0; n], vec![true; n]);
+    cost[root] = 0.0;
+    loop {
+        let nearest = (0..n)
+            .filter(|&relay| open[relay] && cost[relay].is_finite())
+            .min_by(|&a, &b| cost[a].total_cmp(&cost[b]).then(depth[a].cmp(&depth[b])));
+        let Some(at) = nearest else {
+            return (parent, cost);
+        };
+        open[at] = false;
+        if !(at == root || rules.may_cross(at)) || depth[at] >= rules.max_links {
+            continue;
+        }
+        for child in (0..n).filter(|&child| open[child]) {
+            let total = cost[at] + away.get(at, child);
+            let fewer = total == cost[child] && depth[at] + 1 < depth[child];
+            if total.is_finite() && (total < cost[child] || fewer) {
+                (parent[child], cost[child], depth[child]) = (Some(at), total, depth[at] + 1);
+            }
+        }
+    }
 }
 
 /// The least cost over all simple paths with at most `max_transit` relays between.

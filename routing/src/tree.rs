@@ -171,10 +171,8 @@ pub fn in_tree(cost: &CostMatrix, destination: usize, rules: &TreeRules) -> InTr
 /// The in-trees of all destinations, by index. O(n²) each.
 #[must_use]
 pub fn in_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<InTree> {
-    let field = Field::new(cost.transposed());
-    (0..cost.len())
-        .map(|to| InTree(grown(&field, to, rules)))
-        .collect()
+    let all = Field::new(cost.transposed()).grow_all(rules);
+    all.into_iter().map(|grown| InTree(grown.tree)).collect()
 }
 
 /// The out-tree of one origin.
@@ -189,10 +187,8 @@ pub fn out_tree(cost: &CostMatrix, origin: usize, rules: &TreeRules) -> OutTree 
 /// The out-trees of all origins, by index.
 #[must_use]
 pub fn out_trees(cost: &CostMatrix, rules: &TreeRules) -> Vec<OutTree> {
-    let field = Field::new(cost.clone());
-    (0..cost.len())
-        .map(|from| OutTree(grown(&field, from, rules)))
-        .collect()
+    let all = Field::new(cost.clone()).grow_all(rules);
+    all.into_iter().map(|grown| OutTree(grown.tree)).collect()
 }
 
 fn grown(field: &Field, root: usize, rules: &TreeRules) -> Tree {

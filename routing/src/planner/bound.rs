@@ -20,6 +20,8 @@ pub(super) struct Bound {
     pub(super) moved: BTreeMap<(usize, usize), Duration>,
     over_since: BTreeMap<(usize, usize), Duration>,
     reviewed_at: Option<Duration>,
+    /// Delays have changed since.
+    outdated: bool,
 }
 
 /// Delays of the links that can be used.
@@ -37,15 +39,14 @@ impl Bound {
             moved: BTreeMap::new(),
             over_since: BTreeMap::new(),
             reviewed_at: None,
+            outdated: true,
         }
     }
 
     /// Takes in delays and costs of now.
     pub(super) fn follow(&mut self, bound: &LatencyBound<'_>, cost: &CostMatrix, quantum_ms: f64) {
         let delays = usable_delays(bound, cost).transposed();
-        if self.forest.follow(&delays, quantum_ms) {
-            self.reviewed_at = None;
-        }
+        self.outdated |= self.forest.follow(&delays, quantum_ms);
     }
 
     /// Looks which pairs are over the bound on `primary`, the profile's own trees (`changed` if
@@ -60,11 +61,12 @@ impl Bound {
         changed: bool,
     ) -> Option<String> {
         let due = self.reviewed_at.is_none_or(|at| now >= at + REVIEW);
-        if !due && !changed && self.over_since.is_empty() {
+        if !due && !changed && !self.outdated && self.over_since.is_empty() {
             return None;
         }
-        let first = self.reviewed_at.is_none() && self.moved.is_empty();
+        let first = self.reviewed_at.is_none();
         self.reviewed_at = Some(now);
+        self.outdated = false;
         let away = self.forest.field().away();
         let (mut to_fallback, mut back) = (Vec::new(), 0);
         for (own, fallback) in primary.slots().iter().zip(self.forest.slots()) {

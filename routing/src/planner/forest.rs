@@ -39,9 +39,7 @@ impl Forest {
 
     /// The best trees over a field for another rule set.
     pub(super) fn grow(field: &Field, rules: &TreeRules) -> Vec<Slot> {
-        (0..field.len())
-            .map(|root| Slot::best(field, root, rules))
-            .collect()
+        field.grow_all(rules).into_iter().map(Slot::best).collect()
     }
 
     pub(super) fn field(&self) -> &Field {

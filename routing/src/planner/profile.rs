@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     cost::CostMatrix,
+    load::spread,
     reaction::{Backups, backups},
     tree::{InTree, OutTree, TreeRules},
 };
@@ -154,7 +155,10 @@ impl Profile {
                 .iter()
                 .any(|change| change.cost.is_finite() != change.before.is_finite());
         let links = changes.iter().map(|change| (change.parent, change.child));
-        self.lists.changed.extend(links);
+        // So many that all will be computed afresh: no need to know which.
+        if self.lists.changed.len() <= 2 * cost.len() {
+            self.lists.changed.extend(links);
+        }
         if grown {
             self.lists.now = self.fresh_lists();
         }
@@ -259,10 +263,9 @@ impl Profile {
                 capacity: step.capacity,
                 background,
             };
-            reasons.extend(
-                self.split
-                    .step(config, now, names, &traffic, self.trees_changed),
-            );
+            let changed = self.trees_changed;
+            let split = &mut self.split;
+            reasons.extend(split.step(config, now, names, &traffic, changed, spread));
             *background = traffic.load(&self.split.plan);
         } else if !self.split.plan.weights.is_empty() {
             self.split = Split::default();
@@ -414,6 +417,16 @@ impl Profile {
     pub(super) fn out_trees(&self) -> Vec<OutTree> {
         let slots = self.outs.slots().iter();
         slots.map(|slot| OutTree(slot.tree.clone())).collect()
+    }
+
+    /// Has every tree looked at afresh in the next step.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        let restricted = self.restricted.iter_mut().map(Vec::as_mut_slice);
+        let forests = [self.ins.slots_mut(), self.outs.slots_mut()].into_iter();
+        for slots in forests.chain(restricted) {
+            slots.iter_mut().for_each(Slot::forget);
+        }
     }
 
     /// The pins that are not honoured, each with the reason.

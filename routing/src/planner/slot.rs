@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::PlannerConfig;
 use crate::{
-    grow::{Field, Wishes},
+    grow::{Field, Grown, Wishes},
     tree::{Tree, TreeRules},
 };
 
@@ -67,9 +67,8 @@ impl Slot {
         Self::new(Tree::empty(root, n), None)
     }
 
-    /// One with the best tree there is.
-    pub(super) fn best(field: &Field, root: usize, rules: &TreeRules) -> Self {
-        let grown = field.grow(root, rules, &Wishes::default());
+    /// One with the best tree there is, grown without wishes.
+    pub(super) fn best(grown: Grown) -> Self {
         let seen = Seen {
             grown: grown.tree.clone(),
             rehung: grown.rehung,
@@ -138,6 +137,7 @@ impl Slot {
             favoured: Some((&self.tree, favour)),
             barred: Some(&barred),
             forced: None,
+            at_most: Some(&now_costs),
         };
         let grown = field.grow(self.tree.root, rules, &wishes);
         let then_costs = grown.tree.costs_under(field.away(), Some(rules));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::PlannerConfig;
 use crate::{
     cost::CostMatrix,
-    load::{LoadPlan, LoadProblem, spread},
+    load::{LoadPlan, LoadProblem},
     tree::{InTree, TreeRules},
 };
 
@@ -42,7 +42,10 @@ pub(super) struct Traffic<'a> {
 }
 
 impl Split {
-    /// Keeps, makes or ends the spread; what has changed, in words.
+    /// Keeps, makes (by `spread`) or ends the spread; what has changed, in words. It is made when
+    /// some link has been over the target for the hold time, made anew when one is over the limit,
+    /// and ended when all have been well below the target without it for as long as a choice
+    /// rests: so it does not follow every breath of the demand.
     pub(super) fn step(
         &mut self,
         config: &PlannerConfig,
@@ -50,6 +53,7 @@ impl Split {
         names: &[String],
         traffic: &Traffic<'_>,
         changed: bool,
+        spread: impl Fn(&LoadProblem<'_>) -> LoadPlan,
     ) -> Option<String> {
         let broken = self.is_broken(traffic);
         let due = self.reviewed_at.is_none_or(|at| now >= at + REVIEW);
@@ -199,5 +203,146 @@ impl Traffic<'_> {
             .filter(|(_, (_, capacity))| capacity.is_finite() && **capacity > 0.0)
             .map(|(link, (load, capacity))| (link / n, link % n, load / capacity))
             .max_by(|a, b| a.2.total_cmp(&b.2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::{Tree, in_trees};
+    use std::{cell::Cell, collections::BTreeMap};
+
+    /// Relays 0 and 1 send to 3: directly, or over 2. The direct links carry 100 each.
+    struct Net {
+        split: Split,
+        now: Duration,
+        cost: CostMatrix,
+        demand: Vec<f64>,
+        capacity: Vec<f64>,
+        spreads: Cell<usize>,
+    }
+
+    impl Net {
+        fn new() -> Self {
+            let mut capacity = vec![f64::INFINITY; 16];
+            capacity[3] = 100.0;
+            capacity[4 + 3] = 100.0;
+            Self {
+                split: Split::default(),
+                now: Duration::ZERO,
+                cost: CostMatrix::from_fn(4, |_, _| 10.0),
+                demand: vec![0.0; 16],
+                capacity,
+                spreads: Cell::new(0),
+            }
+        }
+
+        /// Halves over 2 what is more than 60 on a direct link.
+        fn spread(&self, problem: &LoadProblem<'_>) -> LoadPlan {
+            self.spreads.set(self.spreads.get() + 1);
+            let away = problem.cost.transposed();
+            let over_2 = InTree(Tree::from_parents(3, vec![2, 2, 3, u16::MAX], &away));
+            let mut plan = LoadPlan {
+                extra: BTreeMap::from([(3, vec![over_2])]),
+                ..LoadPlan::default()
+            };
+            for from in 0..2 {
+                if problem.demand[from * 4 + 3] > 60.0 && problem.cost.is_up(from, 2) {
+                    plan.weights.insert((from, 3), [128, 127, 0, 0]);
+                }
+            }
+            plan
+        }
+
+        /// Steps for seconds, five a second; how often the spread changed.
+        fn run(&mut self, seconds: u32) -> usize {
+            let mut changes = 0;
+            for _ in 0..seconds * 5 {
+                self.now += Duration::from_millis(200);
+                let mut split = std::mem::take(&mut self.split);
+                let names: Vec<String> = (0..4).map(|relay| format!("r{relay}")).collect();
+                let rules = TreeRules::default();
+                let traffic = Traffic {
+                    cost: &self.cost,
+                    rules: &rules,
+                    primary: &in_trees(&self.cost, &rules),
+                    demand: &self.demand,
+                    capacity: &self.capacity,
+                    background: &[],
+                };
+                let config = PlannerConfig::default();
+                let spread = |problem: &LoadProblem<'_>| self.spread(problem);
+                let reason = split.step(&config, self.now, &names, &traffic, false, spread);
+                changes += usize::from(reason.is_some());
+                self.split = split;
+            }
+            changes
+        }
+    }
+
+    #[test]
+    fn load_over_the_target_is_spread_after_the_hold_time_and_stays_so_while_it_fits() {
+        let mut net = Net::new();
+        net.demand[3] = 69.0;
+        assert_eq!(net.run(20), 0);
+        assert_eq!(net.spreads.get(), 0, "nothing to do, nothing computed");
+        net.demand[3] = 75.0;
+        assert_eq!(net.run(1), 0, "not at once");
+        assert_eq!(net.run(3), 1);
+        assert_eq!(net.split.plan.weights[&(0, 3)], [128, 127, 0, 0]);
+        // Up and down: 55 without a spread would be well below the target, but not for long.
+        for _ in 0..10 {
+            net.demand[3] = 55.0;
+            assert_eq!(net.run(20), 0);
+            net.demand[3] = 140.0;
+            assert_eq!(net.run(20), 0);
+        }
+        assert_eq!(net.spreads.get(), 1);
+    }
+
+    #[test]
+    fn it_ends_when_the_load_has_been_clearly_lower_for_a_minute() {
+        let mut net = Net::new();
+        net.demand[3] = 75.0;
+        net.run(4);
+        net.demand[3] = 65.0;
+        assert_eq!(net.run(200), 0, "below the target, but not clearly");
+        net.demand[3] = 50.0;
+        assert_eq!(net.run(59), 0);
+        assert_eq!(net.run(4), 1);
+        assert!(net.split.plan.weights.is_empty());
+    }
+
+    #[test]
+    fn a_link_over_the_limit_makes_it_anew_and_what_cannot_be_helped_is_tried_seldom() {
+        let mut net = Net::new();
+        net.demand[3] = 75.0;
+        net.run(4);
+        net.demand[4 + 3] = 78.0;
+        assert_eq!(net.run(30), 0, "over the target, within the limit");
+        net.demand[4 + 3] = 90.0;
+        assert_eq!(net.run(5), 1);
+        assert_eq!(net.split.plan.weights.len(), 2);
+        let before = net.spreads.get();
+        net.demand[3] = 300.0;
+        assert_eq!(
+            net.run(100),
+            0,
+            "half of 300 is too much, and there is nothing better"
+        );
+        assert!((5..=10).contains(&(net.spreads.get() - before)));
+    }
+
+    #[test]
+    fn a_spread_that_has_lost_a_way_is_made_anew_at_once() {
+        let mut net = Net::new();
+        net.demand[3] = 75.0;
+        net.run(20);
+        net.cost.set(0, 2, f64::INFINITY);
+        let before = net.now;
+        while !net.split.plan.weights.is_empty() {
+            net.run(1);
+            assert!(net.now < before + Duration::from_secs(2));
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::{
     cost::CostMatrix,
-    grow::{Field, Wishes},
+    grow::Field,
     reaction::{self, Backups, UnprotectedWays, backups},
-    tree::{InTree, OutTree, TreeRules},
+    tree::{self, InTree, OutTree, TreeRules},
 };
 
 use super::ProfileInput;
@@ -58,11 +58,8 @@ impl PlanTables {
     /// When a profile has no rule set, or more than [`MAX_TREES`].
     #[must_use]
     pub fn best(profiles: &[ProfileInput<'_>], out_trees: bool) -> Self {
-        let out_trees = profiles.first().filter(|_| out_trees).map(|first| {
-            let field = Field::new(first.cost.clone());
-            let grow = |root| OutTree(field.grow(root, &first.rules[0], &Wishes::default()).tree);
-            (0..field.len()).map(grow).collect()
-        });
+        let first = profiles.first().filter(|_| out_trees);
+        let out_trees = first.map(|first| tree::out_trees(first.cost, &first.rules[0]));
         Self {
             profiles: profiles
                 .iter()
@@ -93,13 +90,13 @@ impl ProfileTables {
     #[must_use]
     pub fn best(cost: &CostMatrix, rules: &[TreeRules]) -> Self {
         assert_rule_sets(rules.len());
-        let n = cost.len();
         let field = Field::new(cost.transposed());
-        let trees = rules.iter().enumerate().map(|(number, rules)| TreeSet {
-            rules: number,
-            by_destination: (0..n)
-                .map(|to| Some(InTree(field.grow(to, rules, &Wishes::default()).tree)))
-                .collect(),
+        let trees = rules.iter().enumerate().map(|(number, rules)| {
+            let all = field.grow_all(rules).into_iter();
+            TreeSet {
+                rules: number,
+                by_destination: all.map(|grown| Some(InTree(grown.tree))).collect(),
+            }
         });
         let trees: Vec<TreeSet> = trees.collect();
         let lists = rules.iter().map(|rules| backups(cost, rules)).collect();

@@ -1,3 +1,5 @@
+mod choices;
+
 use super::*;
 use crate::testing::metric_costs;
 
