@@ -210,7 +210,9 @@ impl Network {
         self.stepping = None;
         if permille == ALL {
             self.order(now, ALL, None, By::Operator, "the operator's share");
-            self.ask_soon(now);
+            if self.held_for().is_none() {
+                self.publish_held_back(now);
+            }
             return Ok(());
         }
         let rest = self
@@ -265,6 +267,11 @@ impl Network {
             self.stats.plans_superseded += 1;
         }
         self.stats.rollbacks += 1;
+        // What the planner has is newer: it is published on release.
+        if let Some(active) = self.active_plan() {
+            self.held_back
+                .push(format!("rolled back from plan {active}"));
+        }
         self.hold = Some(format!("rolled back to plan {plan}"));
         tracing::warn!(plan, "rollback");
         older.by = By::Operator;
@@ -438,6 +445,7 @@ impl Network {
             let (name, connection) = (relay.name().to_owned(), relay.connection);
             tracing::info!(relay = name, "retired");
             if let Some(connection) = connection {
+                self.registry.disconnect(now, connection);
                 let reason = format!("`{name}` was decommissioned");
                 let body = to_relay::Body::Refused(Refused {
                     reason: reason.clone(),
@@ -449,7 +457,7 @@ impl Network {
         self.push_list(now);
     }
 
-    fn publish_held_back(&mut self, now: Duration) {
+    pub(super) fn publish_held_back(&mut self, now: Duration) {
         let reasons = std::mem::take(&mut self.held_back);
         if !reasons.is_empty() {
             self.republish = Some(format!("released: {}", reasons.join("; ")));

@@ -219,6 +219,7 @@ impl Network {
             tables,
             costs,
             selectors: policy.selectors.clone(),
+            forbidden: self.forbidden(policy),
             observed,
         };
         let mut plan = Plan::new(id, now, reasons, ingredients);
@@ -268,6 +269,9 @@ impl Network {
         let known = newest.member_set();
         if known != *members {
             reasons.push(self.who_came_and_went(&known, members));
+        }
+        if newest.forbidden != self.forbidden(policy) {
+            reasons.push("other relays must not be crossed".to_owned());
         }
         if newest.selectors != policy.selectors {
             reasons.push("the traffic of other apps or groups is restricted".to_owned());

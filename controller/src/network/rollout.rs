@@ -181,7 +181,9 @@ impl Network {
             None => {
                 self.stepping = None;
                 self.order(now, ALL, None, By::Planner, "last step of the rollout");
-                self.ask_soon(now);
+                if self.held_for().is_none() {
+                    self.publish_held_back(now);
+                }
             }
         }
     }
