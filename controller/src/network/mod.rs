@@ -21,6 +21,7 @@ mod history;
 mod links;
 mod membership;
 mod operate;
+mod path_error;
 mod plan;
 mod planning;
 mod registry;
@@ -60,9 +61,10 @@ pub use effects::{Effect, Gain, ObservedRule, Trial, WorstPair};
 pub use explain::{Alternative, BackupView, Explanation};
 pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
 pub use operate::{OperateError, RolloutView, StatusView};
+pub use path_error::PathError;
 pub use views::{
-    Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathError, PathView,
-    PlanView, RelayView, Stats,
+    Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathView, PlanView,
+    RelayView, Stats,
 };
 
 /// One control connection of one relay, named by whoever accepts connections; never reused.

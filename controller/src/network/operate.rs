@@ -263,9 +263,7 @@ impl Network {
         let Some(mut older) = self.older.remove(at) else {
             return Ok(());
         };
-        if self.on_its_way.take().is_some() {
-            self.stats.plans_superseded += 1;
-        }
+        self.supersede();
         self.stats.rollbacks += 1;
         // What the planner has is newer: it is published on release.
         if let Some(active) = self.active_plan() {

@@ -88,10 +88,15 @@ impl Network {
             self.alert = decision.alert;
         }
         let alone = self.tables_without_links(now, &rules);
-        let Some(tables) = self.planner.tables().cloned().or(alone) else {
+        let Some(planned) = self
+            .planner
+            .tables()
+            .or(alone.as_ref())
+            .map(PlanTables::len)
+        else {
             return;
         };
-        let members = self.members(now, tables.len());
+        let members = self.members(now, planned);
         let mut reasons = decision.reasons;
         reasons.extend(self.republish.take());
         if !decision.changed && reasons.is_empty() {
@@ -106,13 +111,10 @@ impl Network {
             }
             return;
         }
-        self.make_plan(
-            now,
-            reasons,
-            &tables,
-            &members,
-            (&policy, &costs, &rules, &live),
-        );
+        if let Some(tables) = self.planner.tables().cloned().or(alone) {
+            let moment = (&policy, &costs, &rules, &live[..]);
+            self.make_plan(now, reasons, &tables, &members, moment);
+        }
     }
 
     /// What clients send, bytes per second, by profile and ordered pair; empty where nothing is
@@ -226,11 +228,10 @@ impl Network {
         plan.by = cause.map_or(By::Planner, |cause| cause.by);
         plan.repairs = repairs;
         self.next_number += 1;
-        if let Some(superseded) = self.on_its_way.take() {
-            self.stats.plans_superseded += 1;
-            plan.reasons.extend(superseded.plan.reasons);
+        if let Some(superseded) = self.supersede() {
+            plan.reasons.extend(superseded.reasons);
             // What was to be mended is mended by this one.
-            plan.repairs |= superseded.plan.repairs;
+            plan.repairs |= superseded.repairs;
         }
         tracing::info!(plan = %plan.id, reasons = plan.reasons.join("; "), "new plan");
         self.stats.plans_made += 1;
@@ -292,7 +293,10 @@ impl Network {
             if newest.direct_is_stale(costs) {
                 reasons.push("direct links of an observed profile have come or gone".to_owned());
             }
-            let stale = newest.stale_uplinks(costs);
+            let stale = match self.uplinks.is_empty() {
+                true => Vec::new(),
+                false => newest.stale_uplinks(costs),
+            };
             if let Some(&(from, to, uplink)) = stale.first() {
                 let name = |at: usize| self.registry.get(RelayIndex(at as u16)).name();
                 let more = match stale.len() {

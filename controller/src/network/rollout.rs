@@ -85,6 +85,21 @@ impl Network {
         self.finish_distribution(now);
     }
 
+    /// Gives up the plan that is on its way, for another; gives it, if it was a new one.
+    pub(super) fn supersede(&mut self) -> Option<Plan> {
+        let Distribution { plan, goal, .. } = self.on_its_way.take()?;
+        match goal {
+            Goal::New => {
+                self.stats.plans_superseded += 1;
+                Some(plan)
+            }
+            Goal::Rollback => {
+                self.older.push_front(plan);
+                None
+            }
+        }
+    }
+
     pub(super) fn finish_distribution(&mut self, now: Duration) {
         if self
             .on_its_way

@@ -13,6 +13,7 @@ use crate::storage::{MemoryStorage, Storage as _};
 
 mod operate;
 mod plans;
+mod policy;
 mod relays;
 mod stability;
 
