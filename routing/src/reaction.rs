@@ -143,17 +143,10 @@ impl Backups {
         changed: &[(usize, usize)],
     ) {
         let n = self.n;
-        // A new link can give ways over two deflections to lists that lack candidates.
-        let sparse = self.deep || self.hops.iter().any(|hops| hops[CANDIDATES - 1] == NONE);
-        if n != cost.len()
-            || changed.len() > 2 * n
-            || (sparse && changed.len() > n / 8)
-            || self.deep
-        {
+        if n != cost.len() || changed.len() > 2 * n || self.deep {
             *self = backups(cost, rules);
             return;
         }
-        let mut found_short = false;
         for &(from, to) in changed {
             let row = (0..n).map(|end| (from, end, to));
             let column = (0..n).map(|start| (start, to, from));
@@ -171,10 +164,19 @@ impl Backups {
                 }
                 let list = best_three(relay, end, cost, reversed, rules);
                 self.set(cell, list);
-                found_short |= list[CANDIDATES - 1].1 == NONE && cost.is_up(relay, hop);
             }
         }
-        if found_short {
+        // Where candidates are lacking, ways over two deflections may have come up anywhere; but
+        // not from or to relays that have no link at all.
+        let has_link = |row: &[f64]| row.iter().filter(|cost| cost.is_finite()).count() > 1;
+        let starts: Vec<bool> = (0..n).map(|relay| has_link(cost.row(relay))).collect();
+        let ends: Vec<bool> = (0..n).map(|relay| has_link(reversed.row(relay))).collect();
+        let lacking = (0..n * n).any(|cell| {
+            let (relay, to) = (cell / n, cell % n);
+            let short = self.hops[cell][CANDIDATES - 1] == NONE;
+            short && relay != to && starts[relay] && ends[to]
+        });
+        if lacking {
             *self = backups(cost, rules);
         }
     }

@@ -87,7 +87,7 @@ impl Split {
                 demand: traffic.demand,
                 capacity: traffic.capacity,
                 background: traffic.background,
-                previous: None,
+                previous: spread_now.then_some(&self.plan),
                 config: config.load,
             });
             let utilisation = |load| traffic.highest(load).map_or(0.0, |found| found.2);

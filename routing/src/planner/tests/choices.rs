@@ -1,6 +1,7 @@
 //! Pins, bounds on latency, restricted rule sets, load: what uses further trees.
 
 use super::*;
+use std::collections::BTreeMap;
 
 /// 1 is near everybody, 2 a little farther, 3 far; 0 and 4 reach each other over any of them.
 fn three_ways() -> CostMatrix {
@@ -346,4 +347,47 @@ fn a_new_relay_changes_nothing_for_a_pin() {
     world.run(3.0);
     assert_eq!(way(&world, 0, 4), [0, 3, 4]);
     assert_eq!(world.path(5, 4), [5, 4]);
+}
+
+#[test]
+fn load_that_would_fill_the_best_way_is_split_over_trees_by_weight() {
+    let mut world = World::planned(three_ways());
+    world.capacity = vec![f64::INFINITY; 25];
+    world.demand = vec![0.0; 25];
+    for link in [1, 5 + 4, 2, 10 + 4] {
+        world.capacity[link] = 100.0; // 0→1→4 and 0→2→4
+    }
+    // From 0, 1 and 2 to 4.
+    world.demand[4] = 60.0;
+    world.run(5.0);
+    assert_eq!(world.changes, [], "60 % are below the target");
+    world.demand[4] = 95.0;
+    world.run(5.0);
+    assert_eq!(world.changes.len(), 1, "{:?}", world.changes);
+    assert!(
+        world.changes[0].1[0].contains("load is spread"),
+        "{:?}",
+        world.changes
+    );
+    let (tables, weights) = (world.tables(), world.tables().weights(0, 4));
+    let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+    let mut carried = BTreeMap::new();
+    for (tree, &weight) in weights
+        .iter()
+        .enumerate()
+        .filter(|(_, weight)| **weight > 0)
+    {
+        let path = tables
+            .path(tree, 0, 4)
+            .expect("a tree with weight has a way");
+        for link in path.windows(2) {
+            *carried.entry((link[0], link[1])).or_insert(0.0) += 95.0 * f64::from(weight) / sum;
+        }
+    }
+    for (link, bytes) in &carried {
+        let capacity = world.capacity[link.0 * 5 + link.1];
+        assert!(*bytes <= 0.8 * capacity, "{bytes} on {link:?}: {weights:?}");
+    }
+    world.run(60.0);
+    assert_eq!(world.changes.len(), 1, "it stays: {:?}", world.changes);
 }
