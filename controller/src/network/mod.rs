@@ -147,7 +147,7 @@ pub enum Action {
     /// Write this to disk before doing what follows.
     Save(SavedNetwork),
     /// Keep this, soon: nothing waits for it.
-    Keep(Record),
+    Keep(Box<Record>),
     /// This plan is in force from now on.
     Activated(PlanId),
 }
@@ -371,6 +371,10 @@ impl Network {
     #[must_use]
     pub fn active_plan(&self) -> Option<PlanId> {
         self.active.as_ref().map(|plan| plan.id)
+    }
+
+    fn keep(&mut self, record: Record) {
+        self.actions.push_back(Action::Keep(Box::new(record)));
     }
 
     pub(super) fn save(&mut self) {

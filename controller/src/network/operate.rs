@@ -9,7 +9,7 @@ use tradewind_proto::{
 };
 
 use super::{
-    Action, Gain, Network, ObservedRule, PathError,
+    Gain, Network, ObservedRule, PathError,
     history::{By, PlanEntry},
     plan::Goal,
     registry::Standing,
@@ -182,8 +182,7 @@ impl Network {
     /// Sets another policy, which has been checked; `what` says in a few words what changed.
     pub fn set_policy(&mut self, now: Duration, mut policy: KeptPolicy, by: By, what: &str) {
         policy.set_at_unix_ms = self.unix(now).as_millis() as u64;
-        self.actions
-            .push_back(Action::Keep(Record::Policy(policy.clone())));
+        self.keep(Record::Policy(policy.clone()));
         if policy.policy != self.policy.policy {
             self.stats.policies_set += 1;
             tracing::info!(source = policy.source, what, "policy");
@@ -495,7 +494,7 @@ impl Network {
     fn decided(&mut self, now: Duration, what: String) {
         tracing::warn!(what, "operator");
         let record = Record::Decisions(self.decisions.clone());
-        self.actions.push_back(Action::Keep(record));
+        self.keep(record);
         self.note_cause(now, By::Operator, what);
     }
 }

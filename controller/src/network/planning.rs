@@ -8,7 +8,7 @@ use tradewind_routing::{
 };
 
 use super::{
-    Action, Network,
+    Network,
     costs::{CostInput, Costs, PROFILES},
     history::{By, FINE, PlanEntry},
     plan::{Goal, Ingredients, Plan},
@@ -251,7 +251,7 @@ impl Network {
             orders: Vec::new(),
         };
         self.history.add(entry.clone());
-        self.actions.push_back(Action::Keep(Record::Plan(entry)));
+        self.keep(Record::Plan(entry));
         self.note_effects(now, policy, costs, rules, &plan);
         self.distribute(now, plan, Goal::New);
     }

@@ -247,7 +247,7 @@ impl Network {
         };
         let amended = self.history.amend(plan, |known| known.orders.push(entry));
         if let Some(entry) = amended {
-            self.actions.push_back(Action::Keep(Record::Plan(entry)));
+            self.keep(Record::Plan(entry));
         }
     }
 
