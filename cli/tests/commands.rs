@@ -461,3 +461,42 @@ fn a_plan_that_cannot_be_made_says_what_to_change() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn a_policy_is_checked_without_any_network() {
+    let temporary = directory();
+    let dir = temporary.path();
+    let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+    write(
+        "good.toml",
+        "[[forbid_transit]]\nregions = [\"cn\"]\napp = \"bank\"\n",
+    );
+    assert!(good(dir, &["policy", "check", "good.toml"]).contains("good"));
+    let shown = good(dir, &["policy", "check", "good.toml", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    write("good.json", &shown["policy"].to_string());
+    good(dir, &["policy", "check", "good.json"]);
+    write("bad.toml", "[[forbid_transit]]\nregion = [\"cn\"]\n");
+    refused(dir, 2, "`regions`", &["policy", "check", "bad.toml"]);
+    write("worse.toml", "[[price]]\nper_gb = 1.0\n");
+    refused(dir, 2, "which links", &["policy", "apply", "worse.toml"]);
+    refused(dir, 2, "nowhere.toml", &["policy", "check", "nowhere.toml"]);
+    let away = ["--controller", "http://127.0.0.1:1"];
+    for command in [
+        &["quarantine", "tokyo-1"][..],
+        &["unpin", "a", "b"],
+        &["rollout", "share", "5%"],
+        &["plans"],
+        &["status"],
+        &["link", "a", "b"],
+    ] {
+        refused(dir, 1, "does not answer", &[command, &away[..]].concat());
+    }
+    let secrets = ["--admin-secret", "x", "--admin-secret-file", "y"];
+    refused(
+        dir,
+        2,
+        "both given",
+        &[&["quarantine", "a"][..], &away[..], &secrets[..]].concat(),
+    );
+}

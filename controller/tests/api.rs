@@ -132,6 +132,191 @@ fn bad_requests_for_tokens_say_what_is_wrong() {
     );
 }
 
+fn send(method: &str, path: &str, kind: &str, body: &str) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", kind)
+        .body(Body::from(body.to_owned()))
+        .unwrap()
+}
+
+#[test]
+fn a_policy_is_shown_tried_and_set_by_administrators_only() {
+    let toml = "[[price]]\nuplink = 1\nper_gb = 0.25";
+    run_virtual(1, |wan| async move {
+        let hosts = world(&wan);
+        let controller: Controller = controller(&hosts[1], &keys(&hosts[1]), AdminAccess::Open);
+        let ask = |request| answer(controller.api(), request);
+        let (_, shown) = ask(get("/v1/policy")).await;
+        assert_eq!(shown["source"], "default");
+        let dry = send("PUT", "/v1/policy?dry_run=true", "application/toml", toml);
+        let (status, outcome) = ask(dry).await;
+        assert_eq!(
+            (status, &outcome["applied"]),
+            (StatusCode::OK, &json!(false))
+        );
+        assert_eq!(outcome["effects"][0]["profile"], "realtime");
+        assert_eq!(ask(get("/v1/policy")).await.1["source"], "default");
+        let put = send("PUT", "/v1/policy", "application/toml", toml);
+        assert_eq!(ask(put).await.1["applied"], true);
+        let (_, shown) = ask(get("/v1/policy")).await;
+        assert_eq!(
+            (&shown["source"], &shown["policy"]["price"][0]["per_gb"]),
+            (&json!("api"), &json!(0.25))
+        );
+        assert!(shown["toml"].as_str().unwrap().contains("per_gb = 0.25"));
+        // What is shown can be set again.
+        let again = send(
+            "PUT",
+            "/v1/policy",
+            "application/json",
+            &shown["policy"].to_string(),
+        );
+        assert_eq!(ask(again).await.0, StatusCode::OK);
+
+        for (request, status, word) in [
+            (
+                send("PUT", "/v1/policy", "text/plain", toml),
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "application/toml",
+            ),
+            (
+                send("PUT", "/v1/policy", "application/toml", "[[pricee]]"),
+                StatusCode::BAD_REQUEST,
+                "`price`",
+            ),
+            (
+                send(
+                    "PUT",
+                    "/v1/policy",
+                    "application/toml",
+                    "[[price]]\nregion = \"xx\"\nper_gb = 1.0",
+                ),
+                StatusCode::BAD_REQUEST,
+                "allow_unknown",
+            ),
+            (
+                send(
+                    "PUT",
+                    "/v1/policy?dry_run=perhaps",
+                    "application/toml",
+                    toml,
+                ),
+                StatusCode::BAD_REQUEST,
+                "dry_run",
+            ),
+            (
+                send("POST", "/v1/pins", "application/json", "{\"from\": \"a\"}"),
+                StatusCode::BAD_REQUEST,
+                "to",
+            ),
+            (
+                send("DELETE", "/v1/pins?from=a&to=b", "x", ""),
+                StatusCode::CONFLICT,
+                "no pin",
+            ),
+            (
+                send(
+                    "POST",
+                    "/v1/relays/tokyo-1/quarantine",
+                    "application/json",
+                    "{}",
+                ),
+                StatusCode::NOT_FOUND,
+                "tokyo-1",
+            ),
+            (
+                send("DELETE", "/v1/relays/tokyo-1/decommission", "x", ""),
+                StatusCode::CONFLICT,
+                "not decommissioned",
+            ),
+            (
+                send("POST", "/v1/rollout", "application/json", "{}"),
+                StatusCode::BAD_REQUEST,
+                "share",
+            ),
+            (
+                send(
+                    "POST",
+                    "/v1/rollout",
+                    "application/json",
+                    "{\"share\": \"5\"}",
+                ),
+                StatusCode::BAD_REQUEST,
+                "5%",
+            ),
+            (
+                send(
+                    "POST",
+                    "/v1/rollout",
+                    "application/json",
+                    "{\"share\": \"5%\"}",
+                ),
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no plan",
+            ),
+            (
+                send(
+                    "POST",
+                    "/v1/rollout",
+                    "application/json",
+                    "{\"rollback\": \"1.1\"}",
+                ),
+                StatusCode::CONFLICT,
+                "not retained",
+            ),
+            (get("/v1/plans/1.1"), StatusCode::NOT_FOUND, "/v1/plans"),
+            (get("/v1/plans?limit=x"), StatusCode::BAD_REQUEST, "limit"),
+            (
+                get("/v1/path?from=a&to=b&profile=fast"),
+                StatusCode::BAD_REQUEST,
+                "economy",
+            ),
+            (get("/v1/link?from=a"), StatusCode::BAD_REQUEST, "`to`"),
+            (
+                send("POST", "/v1/policy", "application/toml", toml),
+                StatusCode::METHOD_NOT_ALLOWED,
+                "PUT",
+            ),
+        ] {
+            let asked = format!("{} {}", request.method(), request.uri());
+            let (found, body) = ask(request).await;
+            let error = body["error"].as_str().unwrap();
+            assert!(error.contains(word), "{asked}: {error}");
+            assert_eq!(found, status, "{asked}: {error}");
+        }
+        let held = send(
+            "POST",
+            "/v1/rollout",
+            "application/json",
+            "{\"hold\": true, \"reason\": \"x\"}",
+        );
+        assert!(ask(held).await.1["held"].as_str().unwrap().contains('x'));
+        let (_, alerts) = ask(get("/v1/alerts")).await;
+        assert_eq!(alerts["alerts"][0]["kind"], "hold");
+        assert_eq!(ask(get("/v1/status")).await.1["policy_source"], "api");
+    });
+    for request in [
+        send("PUT", "/v1/policy", "application/toml", toml),
+        send("POST", "/v1/pins", "application/json", "{}"),
+        send("DELETE", "/v1/pins?from=a&to=b", "x", ""),
+        send("POST", "/v1/rollout", "application/json", "{}"),
+        send("POST", "/v1/relays/a/quarantine", "application/json", "{}"),
+        send("DELETE", "/v1/relays/a/quarantine", "x", ""),
+        send(
+            "POST",
+            "/v1/relays/a/decommission",
+            "application/json",
+            "{}",
+        ),
+        send("DELETE", "/v1/relays/a/decommission", "x", ""),
+    ] {
+        let asked = format!("{} {}", request.method(), request.uri());
+        assert_eq!(closed(request).0, StatusCode::FORBIDDEN, "{asked}");
+    }
+}
+
 #[test]
 fn metrics_are_named_and_helped_as_promtool_wants() {
     let text = run_virtual(1, |wan| async move {
@@ -149,7 +334,7 @@ fn metrics_are_named_and_helped_as_promtool_wants() {
         assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name}");
     }
-    assert!(families > 12, "{text}");
+    assert!(families > 20, "{text}");
     assert!(
         text.contains("tradewind_controller_relays{state=\"online\"} 0\n"),
         "{text}"

@@ -19,6 +19,8 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// What one-way differences and round trips may move by, untold, at least: well below what routing
 /// cares about.
 const QUANTUM_US: u32 = 200;
+/// So many bytes sent since are told, so that utilisation is known by the second.
+const TRAFFIC_QUANTUM_BYTES: u64 = 250_000;
 /// Differences of loss that are told, parts per million.
 const LOSS_QUANTUM_PPM: u32 = 5_000;
 /// Of drift, parts per billion: in ten seconds it makes 20 µs.
@@ -70,7 +72,8 @@ fn has_moved(before: &LinkState, link: &LinkState, ago: Duration) -> bool {
             link.raw_known,
         )
     };
-    if states(before) != states(link) || ago >= REFRESH {
+    let sent = link.bytes_sent.abs_diff(before.bytes_sent);
+    if states(before) != states(link) || ago >= REFRESH || sent >= TRAFFIC_QUANTUM_BYTES {
         return true;
     }
     let quantum = QUANTUM_US

@@ -91,7 +91,15 @@ impl Costs {
     pub(super) fn new((measured, clamped): (Vec<Measured>, usize), input: &CostInput<'_>) -> Self {
         let n = input.registry.len();
         let weights = input.policy.weights(input.weights);
-        let sums = input.traffic.of_uplinks(input.now);
+        // In vain where no relay says what its uplinks carry.
+        let sums = match input
+            .registry
+            .iter()
+            .any(|(_, relay)| relay.states_capacity())
+        {
+            true => input.traffic.of_uplinks(input.now),
+            false => BTreeMap::new(),
+        };
         let links: Vec<LinkCosts> = measured
             .into_iter()
             .map(|link| with_costs(link, input, &weights, &sums))
@@ -266,6 +274,11 @@ struct Choice {
 }
 
 impl Uplinks {
+    /// Whether no two relays have more than one uplink in common.
+    pub(super) fn is_empty(&self) -> bool {
+        self.choices.is_empty()
+    }
+
     pub(super) fn present(
         &self,
         profile: usize,

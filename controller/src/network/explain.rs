@@ -7,11 +7,7 @@ use tradewind_proto::RelayIndex;
 use tradewind_routing::{TreeRules, in_tree, path_cost};
 
 use super::{
-    Network, PathError, PathView,
-    costs::Costs,
-    plan::{Plan, backup_costs},
-    rules::AllRules,
-    views::LinkView,
+    Network, PathError, PathView, costs::Costs, plan::Plan, rules::AllRules, views::LinkView,
 };
 use crate::policy::{Compiled, ProfileName};
 
@@ -307,7 +303,7 @@ impl Network {
     }
 
     fn backups(&self, plan: &Plan, profile: usize, from: usize, to: usize) -> Vec<BackupView> {
-        backup_costs(&plan.tables.profiles[profile], 0, from, to)
+        plan.backups(profile, 0, from, to)
             .into_iter()
             .map(|(relay, cost_ms)| BackupView {
                 relay: self.relay_name(relay),

@@ -21,6 +21,7 @@ mod history;
 mod links;
 mod membership;
 mod operate;
+mod path_error;
 mod plan;
 mod planning;
 mod registry;
@@ -60,9 +61,10 @@ pub use effects::{Effect, Gain, ObservedRule, Trial, WorstPair};
 pub use explain::{Alternative, BackupView, Explanation};
 pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
 pub use operate::{OperateError, RolloutView, StatusView};
+pub use path_error::PathError;
 pub use views::{
-    Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathError, PathView,
-    PlanView, RelayView, Stats,
+    Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathView, PlanView,
+    RelayView, Stats,
 };
 
 /// One control connection of one relay, named by whoever accepts connections; never reused.
@@ -145,7 +147,7 @@ pub enum Action {
     /// Write this to disk before doing what follows.
     Save(SavedNetwork),
     /// Keep this, soon: nothing waits for it.
-    Keep(Record),
+    Keep(Box<Record>),
     /// This plan is in force from now on.
     Activated(PlanId),
 }
@@ -369,6 +371,10 @@ impl Network {
     #[must_use]
     pub fn active_plan(&self) -> Option<PlanId> {
         self.active.as_ref().map(|plan| plan.id)
+    }
+
+    fn keep(&mut self, record: Record) {
+        self.actions.push_back(Action::Keep(Box::new(record)));
     }
 
     pub(super) fn save(&mut self) {

@@ -9,7 +9,7 @@ use tradewind_proto::{
 };
 
 use super::{
-    Action, Gain, Network, ObservedRule, PathError,
+    Gain, Network, ObservedRule, PathError,
     history::{By, PlanEntry},
     plan::Goal,
     registry::Standing,
@@ -182,8 +182,7 @@ impl Network {
     /// Sets another policy, which has been checked; `what` says in a few words what changed.
     pub fn set_policy(&mut self, now: Duration, mut policy: KeptPolicy, by: By, what: &str) {
         policy.set_at_unix_ms = self.unix(now).as_millis() as u64;
-        self.actions
-            .push_back(Action::Keep(Record::Policy(policy.clone())));
+        self.keep(Record::Policy(policy.clone()));
         if policy.policy != self.policy.policy {
             self.stats.policies_set += 1;
             tracing::info!(source = policy.source, what, "policy");
@@ -210,7 +209,9 @@ impl Network {
         self.stepping = None;
         if permille == ALL {
             self.order(now, ALL, None, By::Operator, "the operator's share");
-            self.ask_soon(now);
+            if self.held_for().is_none() {
+                self.publish_held_back(now);
+            }
             return Ok(());
         }
         let rest = self
@@ -261,10 +262,13 @@ impl Network {
         let Some(mut older) = self.older.remove(at) else {
             return Ok(());
         };
-        if self.on_its_way.take().is_some() {
-            self.stats.plans_superseded += 1;
-        }
+        self.supersede();
         self.stats.rollbacks += 1;
+        // What the planner has is newer: it is published on release.
+        if let Some(active) = self.active_plan() {
+            self.held_back
+                .push(format!("rolled back from plan {active}"));
+        }
         self.hold = Some(format!("rolled back to plan {plan}"));
         tracing::warn!(plan, "rollback");
         older.by = By::Operator;
@@ -438,6 +442,7 @@ impl Network {
             let (name, connection) = (relay.name().to_owned(), relay.connection);
             tracing::info!(relay = name, "retired");
             if let Some(connection) = connection {
+                self.registry.disconnect(now, connection);
                 let reason = format!("`{name}` was decommissioned");
                 let body = to_relay::Body::Refused(Refused {
                     reason: reason.clone(),
@@ -449,7 +454,7 @@ impl Network {
         self.push_list(now);
     }
 
-    fn publish_held_back(&mut self, now: Duration) {
+    pub(super) fn publish_held_back(&mut self, now: Duration) {
         let reasons = std::mem::take(&mut self.held_back);
         if !reasons.is_empty() {
             self.republish = Some(format!("released: {}", reasons.join("; ")));
@@ -489,7 +494,7 @@ impl Network {
     fn decided(&mut self, now: Duration, what: String) {
         tracing::warn!(what, "operator");
         let record = Record::Decisions(self.decisions.clone());
-        self.actions.push_back(Action::Keep(record));
+        self.keep(record);
         self.note_cause(now, By::Operator, what);
     }
 }

@@ -6,12 +6,13 @@ use tradewind_proto::{
     PlanId, RelayIndex,
     control::{Backup, PlanPart, ProfileTable, RelayInfo, Selector, TreeTable},
 };
-use tradewind_routing::{CostMatrix, PlanTables, ProfileTables, TreeRules};
+use tradewind_routing::{CostMatrix, PlanTables, TreeRules};
 
 use super::{
     costs::{Costs, PROFILES},
     history::By,
     registry::Registry,
+    rules::Forbidden,
 };
 
 /// An immutable set of forwarding tables for all relays.
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub(super) selectors: Vec<Selector>,
     /// By profile and ordered pair the uplink to take, row-major over the tables' indices.
     uplinks: [Vec<u8>; PROFILES],
+    /// What no way of it crosses, even if there is no other.
+    pub(super) forbidden: Forbidden,
     /// By profile: packets go direct where the direct link works.
     direct: [Option<Direct>; PROFILES],
     /// Who has acknowledged it.
@@ -71,6 +74,7 @@ pub(super) struct Ingredients<'a> {
     pub(super) tables: &'a PlanTables,
     pub(super) costs: &'a Costs,
     pub(super) selectors: Vec<Selector>,
+    pub(super) forbidden: Forbidden,
     /// By profile, whether it is only observed.
     pub(super) observed: [bool; PROFILES],
 }
@@ -105,6 +109,7 @@ impl Plan {
             tables: of.tables.clone(),
             selectors: of.selectors,
             uplinks,
+            forbidden: of.forbidden,
             direct,
             held_by: BTreeSet::new(),
             activated_at: None,
@@ -162,7 +167,36 @@ impl Plan {
         {
             return Some(to);
         }
-        tables.next_hop(tree, from, to)
+        // The planner keeps a tree for which it finds no other; a ban is a ban.
+        let hop = tables.next_hop(tree, from, to)?;
+        (hop == to || self.may_cross(profile, set.rules, hop)).then_some(hop)
+    }
+
+    fn may_cross(&self, profile: usize, rules: usize, relay: usize) -> bool {
+        let forbidden = self.forbidden[profile].get(rules);
+        forbidden.is_none_or(|forbidden| !forbidden.contains(&relay))
+    }
+
+    /// Where to deflect to, and what the way over it cost when the plan was made.
+    pub(super) fn backups(
+        &self,
+        profile: usize,
+        rules: usize,
+        own: usize,
+        to: usize,
+    ) -> Vec<(usize, f64)> {
+        let tables = &self.tables.profiles[profile];
+        match tables
+            .backups
+            .get(rules)
+            .filter(|backups| to < backups.len())
+        {
+            Some(backups) => backups
+                .candidates_with_cost(own, to)
+                .filter(|&(hop, _)| hop == to || self.may_cross(profile, rules, hop))
+                .collect(),
+            None => Vec::new(),
+        }
     }
 
     /// The whole way on tree `tree`, both ends included.
@@ -339,7 +373,7 @@ impl Plan {
             ..ProfileTable::default()
         };
         for rules in 0..tables.backups.len() {
-            let backups = self.backups_for(own, tables, rules);
+            let backups = self.backups_for(own, profile, rules);
             match rules {
                 0 => table.backups = backups,
                 _ => table.restricted_backups.extend(backups),
@@ -362,6 +396,7 @@ impl Plan {
             };
             let direct = self.direct[profile].as_ref().filter(|_| set.rules == 0);
             let cost_ms = match direct.filter(|direct| direct.has(own, to)) {
+                _ if next.is_none() => f64::INFINITY,
                 Some(direct) => direct.cost.get(own, to),
                 None => self.tables.profiles[profile]
                     .tree(tree, to)
@@ -378,12 +413,12 @@ impl Plan {
         table
     }
 
-    fn backups_for(&self, own: usize, tables: &ProfileTables, rules: usize) -> Vec<Backup> {
+    fn backups_for(&self, own: usize, profile: usize, rules: usize) -> Vec<Backup> {
         let destinations = self.members.iter().map(|info| info.index as usize);
         destinations
             .filter(|&to| to != own)
             .filter_map(|to| {
-                let candidates: Vec<(usize, f64)> = backup_costs(tables, rules, own, to);
+                let candidates = self.backups(profile, rules, own, to);
                 (!candidates.is_empty()).then(|| Backup {
                     destination: to as u32,
                     relays: candidates.iter().map(|&(hop, _)| hop as u32).collect(),
@@ -410,23 +445,6 @@ impl Direct {
 
     fn has(&self, from: usize, to: usize) -> bool {
         from < self.n && to < self.n && self.cost.is_up(from, to)
-    }
-}
-
-/// Where to deflect to, and what the way over it cost when the plan was made.
-pub(super) fn backup_costs(
-    tables: &ProfileTables,
-    rules: usize,
-    own: usize,
-    to: usize,
-) -> Vec<(usize, f64)> {
-    match tables
-        .backups
-        .get(rules)
-        .filter(|backups| to < backups.len())
-    {
-        Some(backups) => backups.candidates_with_cost(own, to).collect(),
-        None => Vec::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use tradewind_routing::{
 };
 
 use super::{
-    Action, Network,
+    Network,
     costs::{CostInput, Costs, PROFILES},
     history::{By, FINE, PlanEntry},
     plan::{Goal, Ingredients, Plan},
@@ -88,10 +88,15 @@ impl Network {
             self.alert = decision.alert;
         }
         let alone = self.tables_without_links(now, &rules);
-        let Some(tables) = self.planner.tables().cloned().or(alone) else {
+        let Some(planned) = self
+            .planner
+            .tables()
+            .or(alone.as_ref())
+            .map(PlanTables::len)
+        else {
             return;
         };
-        let members = self.members(now, tables.len());
+        let members = self.members(now, planned);
         let mut reasons = decision.reasons;
         reasons.extend(self.republish.take());
         if !decision.changed && reasons.is_empty() {
@@ -106,13 +111,10 @@ impl Network {
             }
             return;
         }
-        self.make_plan(
-            now,
-            reasons,
-            &tables,
-            &members,
-            (&policy, &costs, &rules, &live),
-        );
+        if let Some(tables) = self.planner.tables().cloned().or(alone) {
+            let moment = (&policy, &costs, &rules, &live[..]);
+            self.make_plan(now, reasons, &tables, &members, moment);
+        }
     }
 
     /// What clients send, bytes per second, by profile and ordered pair; empty where nothing is
@@ -219,17 +221,17 @@ impl Network {
             tables,
             costs,
             selectors: policy.selectors.clone(),
+            forbidden: self.forbidden(policy),
             observed,
         };
         let mut plan = Plan::new(id, now, reasons, ingredients);
         plan.by = cause.map_or(By::Planner, |cause| cause.by);
         plan.repairs = repairs;
         self.next_number += 1;
-        if let Some(superseded) = self.on_its_way.take() {
-            self.stats.plans_superseded += 1;
-            plan.reasons.extend(superseded.plan.reasons);
+        if let Some(superseded) = self.supersede() {
+            plan.reasons.extend(superseded.reasons);
             // What was to be mended is mended by this one.
-            plan.repairs |= superseded.plan.repairs;
+            plan.repairs |= superseded.repairs;
         }
         tracing::info!(plan = %plan.id, reasons = plan.reasons.join("; "), "new plan");
         self.stats.plans_made += 1;
@@ -249,7 +251,7 @@ impl Network {
             orders: Vec::new(),
         };
         self.history.add(entry.clone());
-        self.actions.push_back(Action::Keep(Record::Plan(entry)));
+        self.keep(Record::Plan(entry));
         self.note_effects(now, policy, costs, rules, &plan);
         self.distribute(now, plan, Goal::New);
     }
@@ -268,6 +270,9 @@ impl Network {
         let known = newest.member_set();
         if known != *members {
             reasons.push(self.who_came_and_went(&known, members));
+        }
+        if newest.forbidden != self.forbidden(policy) {
+            reasons.push("other relays must not be crossed".to_owned());
         }
         if newest.selectors != policy.selectors {
             reasons.push("the traffic of other apps or groups is restricted".to_owned());
@@ -288,7 +293,10 @@ impl Network {
             if newest.direct_is_stale(costs) {
                 reasons.push("direct links of an observed profile have come or gone".to_owned());
             }
-            let stale = newest.stale_uplinks(costs);
+            let stale = match self.uplinks.is_empty() {
+                true => Vec::new(),
+                false => newest.stale_uplinks(costs),
+            };
             if let Some(&(from, to, uplink)) = stale.first() {
                 let name = |at: usize| self.registry.get(RelayIndex(at as u16)).name();
                 let more = match stale.len() {

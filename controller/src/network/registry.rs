@@ -268,6 +268,11 @@ impl Relay {
             .map(|info| info.capacity as f64)
     }
 
+    /// Whether it says what any of its uplinks carries.
+    pub(super) fn states_capacity(&self) -> bool {
+        self.saved.uplinks.iter().any(|uplink| uplink.capacity > 0)
+    }
+
     pub(super) fn is_retired(&self) -> bool {
         self.standing == Standing::Retired
     }

@@ -85,6 +85,21 @@ impl Network {
         self.finish_distribution(now);
     }
 
+    /// Gives up the plan that is on its way, for another; gives it, if it was a new one.
+    pub(super) fn supersede(&mut self) -> Option<Plan> {
+        let Distribution { plan, goal, .. } = self.on_its_way.take()?;
+        match goal {
+            Goal::New => {
+                self.stats.plans_superseded += 1;
+                Some(plan)
+            }
+            Goal::Rollback => {
+                self.older.push_front(plan);
+                None
+            }
+        }
+    }
+
     pub(super) fn finish_distribution(&mut self, now: Duration) {
         if self
             .on_its_way
@@ -181,7 +196,9 @@ impl Network {
             None => {
                 self.stepping = None;
                 self.order(now, ALL, None, By::Planner, "last step of the rollout");
-                self.ask_soon(now);
+                if self.held_for().is_none() {
+                    self.publish_held_back(now);
+                }
             }
         }
     }
@@ -230,7 +247,7 @@ impl Network {
         };
         let amended = self.history.amend(plan, |known| known.orders.push(entry));
         if let Some(entry) = amended {
-            self.actions.push_back(Action::Keep(Record::Plan(entry)));
+            self.keep(Record::Plan(entry));
         }
     }
 

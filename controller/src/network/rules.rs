@@ -1,17 +1,47 @@
 //! Which relays packets must not cross, for whom, and why.
 
+use std::collections::BTreeSet;
+
 use tradewind_routing::{CostMatrix, TreeRules};
 
 use super::{
     Network,
     costs::{Costs, PROFILES},
+    registry::Standing,
 };
 use crate::policy::Compiled;
 
 /// Everybody's rules and the restricted ones, by profile.
 pub(super) type AllRules = [Vec<TreeRules>; PROFILES];
 
+/// By profile and rule set, the relays that are not crossed even if there is no other way: policy
+/// and the operator say so. Relays that drain or are silent are crossed rather than nothing.
+pub(super) type Forbidden = [Vec<BTreeSet<usize>>; PROFILES];
+
 impl Network {
+    pub(super) fn forbidden(&self, policy: &Compiled) -> Forbidden {
+        let by_operator: BTreeSet<usize> = self
+            .registry
+            .iter()
+            .filter(|(_, relay)| relay.standing != Standing::Member)
+            .map(|(index, _)| index.as_usize())
+            .collect();
+        let set = |flags: &[bool]| -> BTreeSet<usize> {
+            (0..flags.len()).filter(|&relay| flags[relay]).collect()
+        };
+        std::array::from_fn(|profile| {
+            let mut everybody = by_operator.clone();
+            everybody.extend(set(&policy.everybody));
+            everybody.extend(set(&policy.by_profile[profile]));
+            let restricted = policy
+                .restricted
+                .iter()
+                .map(|forbidden| &everybody | &set(forbidden));
+            let restricted: Vec<BTreeSet<usize>> = restricted.collect();
+            [everybody].into_iter().chain(restricted).collect()
+        })
+    }
+
     pub(super) fn rules(&self, policy: &Compiled, costs: &Costs, live: &[bool]) -> AllRules {
         let n = self.registry.len();
         let mut closed: Vec<bool> = self

@@ -12,12 +12,10 @@ use super::{
     Network, SampleView,
     costs::{Costs, LinkCosts},
     links::Usable,
+    path_error::PathError,
     plan::Plan,
     registry::Standing,
 };
-
-/// Most names that an error lists.
-const MOST_CANDIDATES: usize = 50;
 
 /// Counts since the controller started, and the present size of things.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -237,53 +235,6 @@ pub struct LinkView {
     pub utilisation: f64,
     /// It is for busy hours only, and it is none of them.
     pub off_hours: bool,
-}
-
-/// Why there is no path to show.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
-    /// No relay is called so.
-    #[error("no relay is called `{name}`; there are: {}", listed(candidates))]
-    UnknownRelay {
-        /// What was asked for.
-        name: String,
-        /// Those there are.
-        candidates: Vec<String>,
-    },
-    /// Several relays fit.
-    #[error(
-        "`{name}` could be any of: {}; give more of the name",
-        listed(candidates)
-    )]
-    Ambiguous {
-        /// What was asked for.
-        name: String,
-        /// Those that fit.
-        candidates: Vec<String>,
-    },
-    /// No plan is in force yet.
-    #[error("no plan is in force yet: relays are still measuring; ask again in some seconds")]
-    NoPlan,
-    /// Nobody has ever said anything about it.
-    #[error("nothing is known of a link from `{from}` to `{to}` over uplink {uplink}")]
-    NoLink {
-        /// Where it should begin.
-        from: String,
-        /// Where it should end.
-        to: String,
-        /// Over which uplink.
-        uplink: u8,
-    },
-    /// The plan has no way.
-    #[error("plan {plan} has no way from `{from}` to `{to}`")]
-    NoWay {
-        /// Which plan.
-        plan: String,
-        /// Where it should begin.
-        from: String,
-        /// Where it should end.
-        to: String,
-    },
 }
 
 impl Network {
@@ -547,7 +498,7 @@ impl Network {
                 candidates.sort_by_cached_key(|known| {
                     strsim::levenshtein(&known.to_lowercase(), &wanted)
                 });
-                candidates.truncate(MOST_CANDIDATES);
+                candidates.truncate(PathError::MOST_CANDIDATES);
                 Err(PathError::UnknownRelay { name, candidates })
             }
             _ => Err(PathError::Ambiguous {
@@ -619,12 +570,5 @@ pub(super) fn word(usable: Usable) -> &'static str {
         Usable::Unknown => "unknown",
         Usable::Yes => "up",
         Usable::Down => "down",
-    }
-}
-
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => "none yet".to_owned(),
-        names => names.join(", "),
     }
 }

@@ -31,7 +31,7 @@ enum Way {
 }
 
 enum Job {
-    Write(Record),
+    Write(Box<Record>),
     /// Asks whether everything before was written.
     Flush(oneshot::Sender<Result<(), String>>),
 }
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// Keeps a record, soon.
-    pub(crate) fn write(&self, record: Record) {
+    pub(crate) fn write(&self, record: Box<Record>) {
         match &self.way {
             Way::Inline(storage) => {
                 let mut storage = storage.lock().unwrap_or_else(PoisonError::into_inner);

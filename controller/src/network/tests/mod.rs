@@ -11,8 +11,11 @@ use tradewind_trust::TokenKeys;
 use super::*;
 use crate::storage::{MemoryStorage, Storage as _};
 
+mod operate;
 mod plans;
+mod policy;
 mod relays;
+mod stability;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -27,6 +30,8 @@ struct World {
     closed: Vec<(ConnectionId, CloseCode)>,
     saved: Vec<SavedNetwork>,
     storage: MemoryStorage,
+    /// A second line between two places, and its one-way delay in microseconds while it works.
+    second_uplink: Option<(usize, usize, Option<u32>)>,
     activated: Vec<PlanId>,
 }
 
@@ -94,6 +99,7 @@ impl World {
             closed: Vec::new(),
             saved: Vec::new(),
             storage: MemoryStorage::default(),
+            second_uplink: None,
             activated: Vec::new(),
         }
     }
@@ -203,12 +209,19 @@ impl World {
 
     fn links_of(&self, place: usize) -> Vec<LinkState> {
         let peers = (0..self.relays.len()).filter(|&peer| peer != place);
-        peers
-            .map(|peer| {
-                let (inward, outward) = (self.delays[peer][place], self.delays[place][peer]);
+        let first = peers.map(|peer| (peer, 0, self.delays[peer][place], self.delays[place][peer]));
+        let second = self.second_uplink.and_then(|(a, b, delay)| match place {
+            place if place == a => Some((b, 1, delay, delay)),
+            place if place == b => Some((a, 1, delay, delay)),
+            _ => None,
+        });
+        first
+            .chain(second)
+            .map(|(peer, uplink, inward, outward)| {
                 let clocks = self.relays[place].clock_us - self.relays[peer].clock_us;
                 let mut link = LinkState {
                     peer: self.relays[peer].name.clone(),
+                    uplink,
                     state: Link::Down.into(),
                     ..LinkState::default()
                 };
