@@ -76,7 +76,7 @@ pub(crate) fn run(args: &PlannerArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     println!(
-        "One profile, full mesh; milliseconds on one core.\n\n\
+        "One profile, full mesh, one core; milliseconds.\n\n\
          relays    paths  in-trees  in+out  reactions  full plan |  step: same  10 links    1 %  \
          failure | MiB"
     );
@@ -220,20 +220,9 @@ impl Asked {
 
 fn timed(act: &mut dyn FnMut()) -> f64 {
     let host: &dyn Host = &OsHost;
-    let (begin, on_cpu) = (host.now(), on_cpu_ms());
+    let begin = host.now();
     act();
-    match (on_cpu, on_cpu_ms()) {
-        (Some(before), Some(after)) => after - before,
-        _ => (host.now() - begin).as_secs_f64() * 1e3,
-    }
-}
-
-/// How long this thread has been on a processor: what others do at the same time does not count.
-/// `None` where it cannot be known.
-fn on_cpu_ms() -> Option<f64> {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    let ns: f64 = stat.split_whitespace().next()?.parse().ok()?;
-    Some(ns / 1e6)
+    (host.now() - begin).as_secs_f64() * 1e3
 }
 
 /// Places on a map in clusters, as towns are; links as long as the distance, each direction made
