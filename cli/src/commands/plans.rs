@@ -191,12 +191,14 @@ pub(crate) fn stamped(rollout: &Value) -> Vec<String> {
         Some(rest) => format!(", the others with {rest}"),
         None => String::new(),
     };
-    let mut lines = vec![format!(
-        "plan {}: stamped on {} of flows{rest} (order {})",
-        show::text_in(rollout, "plan"),
-        percent(rollout.get("share_permille")),
-        show::text_in(rollout, "order"),
-    )];
+    let mut lines = vec![match rollout.get("plan").and_then(Value::as_str) {
+        None => "no plan is in force yet: relays are still measuring".to_owned(),
+        Some(plan) => format!(
+            "plan {plan}: stamped on {} of flows{rest} (order {})",
+            percent(rollout.get("share_permille")),
+            show::text_in(rollout, "order"),
+        ),
+    }];
     for (key, word) in [
         ("on_its_way", "on its way"),
         ("held", "plans by choice wait"),
