@@ -20,8 +20,10 @@ mod shard;
 mod store;
 mod tables;
 mod transport;
+mod watch;
 
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};
 pub use relay::{Placement, Relay, RelaySettings, StartError};
 pub use resolve::{ResolveError, resolve};
+pub use watch::Passage;

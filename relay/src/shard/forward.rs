@@ -15,12 +15,20 @@ use crate::{
     forwarder::{self, Verdict},
     packet::Packet,
     queue::Queued,
+    watch::Passage,
 };
 
 impl Shard {
     /// Sends a packet on its way.
     pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
         let tables = self.tables.clone();
+        if let Some(watch) = self.metrics.watcher.get() {
+            watch(&Passage {
+                relay: tables.me,
+                header: &packet.header,
+                payload: &packet.payload(),
+            });
+        }
         let verdict = forwarder::route(&packet.header, &tables, |relay| self.link_is_up(relay));
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
