@@ -289,3 +289,155 @@ fn calm(facts: &Facts<'_>, found: &mut Vec<Violation>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::lab::{
+        faults::{Fault, Who},
+        options::LabArgs,
+    };
+
+    #[derive(clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: LabArgs,
+    }
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    /// Three regions, and what happens to them.
+    fn world(applied: &[Applied]) -> (Scenario, Watched, Ground) {
+        let line = ["lab", "--virtual", "--regions", "london,frankfurt,ashburn"];
+        let mut scenario = Scenario::new(&Program::parse_from(line).args).unwrap();
+        let asked = applied
+            .iter()
+            .map(|&Applied { at, what }| Fault { at, what });
+        scenario.faults = asked.collect();
+        let watched = Watched::new(&scenario);
+        let ground = Ground::new(&scenario.matrix, applied);
+        (scenario, watched, ground)
+    }
+
+    fn facts<'a>(
+        world: &'a (Scenario, Watched, Ground),
+        applied: &'a [Applied],
+        plans: &'a [PlanInForce],
+    ) -> Facts<'a> {
+        Facts {
+            scenario: &world.0,
+            watched: &world.1,
+            origin: Duration::ZERO,
+            ground: &world.2,
+            applied,
+            plans,
+            looped: 0,
+        }
+    }
+
+    /// Packets from the first to the second place for 10 s; none arrives from 3 s until `back`.
+    fn silent_until(back: Duration) -> Log {
+        let mut log = Log::default();
+        for number in 0..50_u32 {
+            let sent = PACE * number;
+            log.sent.push(sent);
+            if sent < S(3) || sent >= back {
+                log.arrived.push((sent + MS(10), number));
+            }
+        }
+        log
+    }
+
+    fn silence(applied: &[Applied], back: Duration) -> Option<Duration> {
+        let world = world(applied);
+        let facts = facts(&world, applied, &[]);
+        too_silent(&facts, &silent_until(back), (0, 1), &|_| Some((0, 1)))
+            .map(|(_, silent, _)| silent)
+    }
+
+    #[test]
+    fn silence_without_a_reason_is_a_violation_and_detection_takes_its_time() {
+        assert_eq!(silence(&[], S(3)), None);
+        assert_eq!(silence(&[], MS(3_200)), None);
+        assert_eq!(silence(&[], S(5)), Some(MS(2_200)));
+        // One that goes on to the end as well.
+        assert!(silence(&[], S(100)).is_some());
+    }
+
+    #[test]
+    fn nobody_is_owed_delivery_without_a_way_or_while_its_edge_is_dead() {
+        let at = |s, what| Applied { at: S(s), what };
+        let cut_off = [
+            at(3, FaultKind::Cut(0, 1)),
+            at(3, FaultKind::Cut(0, 2)),
+            at(5, FaultKind::Heal(0, 2)),
+        ];
+        assert_eq!(silence(&cut_off, MS(5_200)), None);
+        assert!(silence(&cut_off, MS(6_200)).is_some());
+        // There is another way from the beginning.
+        assert!(silence(&cut_off[..1], MS(5_200)).is_some());
+        let dead = [
+            at(3, FaultKind::Kill(Who::Relay(1))),
+            at(5, FaultKind::Restart(Who::Relay(1))),
+        ];
+        assert_eq!(silence(&dead, S(9)), None);
+    }
+
+    fn plan(at: Duration, number: u32, next: &str) -> PlanInForce {
+        let tree = [("London".to_owned(), next.to_owned())];
+        PlanInForce {
+            at,
+            id: PlanId { epoch: 1, number },
+            trees: [("Ashburn".to_owned(), tree.into())].into(),
+        }
+    }
+
+    #[test]
+    fn two_changes_a_minute_between_the_same_choices_are_one_too_many_unless_forced() {
+        let flapping = [
+            plan(S(0), 1, "Ashburn"),
+            plan(S(10), 2, "Frankfurt"),
+            plan(S(30), 3, "Ashburn"),
+        ];
+        let count = |applied: &[Applied], plans: &[PlanInForce]| {
+            let world = world(applied);
+            let mut found = Vec::new();
+            calm(&facts(&world, applied, plans), &mut found);
+            found.len()
+        };
+        assert_eq!(count(&[], &flapping), 1);
+        let cut = Applied {
+            at: S(9),
+            what: FaultKind::Cut(0, 2),
+        };
+        assert_eq!(count(&[cut], &flapping), 0, "the first was forced");
+        let slow = [
+            plan(S(0), 1, "Ashburn"),
+            plan(S(10), 2, "Frankfurt"),
+            plan(S(71), 3, "Ashburn"),
+        ];
+        assert_eq!(count(&[], &slow), 0);
+    }
+
+    #[test]
+    fn a_message_that_is_missing_doubled_or_late_is_a_violation() {
+        let world = world(&[]);
+        let mut pairs = vec![Pair::default(); 9];
+        pairs[1].messages_sent = 2;
+        pairs[1].messages_confirmed = 2;
+        let check = |pairs: &[Pair]| {
+            let mut found = Vec::new();
+            messages(pairs, &world.0, &mut found);
+            found.len()
+        };
+        pairs[1].received[0].note(0);
+        assert_eq!(check(&pairs), 1);
+        pairs[1].received[0].note(1);
+        assert_eq!(check(&pairs), 0);
+        pairs[1].received[0].note(1);
+        assert_eq!(check(&pairs), 1);
+    }
+}

@@ -18,11 +18,16 @@ use super::{
 
 /// The table the project ships; see `cli/data/README.md`.
 const REGIONS: &str = include_str!("../../data/regions.csv");
+/// The same with more places, for labs that want more.
+const MORE_REGIONS: &str = include_str!("../../data/more_regions.csv");
 const COORDINATES: &str = include_str!("../../data/coordinates.csv");
 /// What `--duration` is when it is not given.
 const DEFAULT_DURATION: HumanDuration = HumanDuration(Duration::from_secs(20));
 /// How the report calls it.
 const REGIONS_NAME: &str = "built-in";
+const MORE_REGIONS_NAME: &str = "built-in, more regions";
+/// How many there are in the smaller table.
+const FEW: usize = 12;
 
 /// Options of `tradewind lab`.
 #[derive(Debug, Clone, Args)]
@@ -48,7 +53,7 @@ for, pairs whose way crosses it send 50 packets a second besides: their silence 
 failover_gap_ms (session_gap_ms where an end's own edge was killed).")]
 pub(crate) struct LabArgs {
     /// Square CSV of round-trip times in milliseconds [default: 12 regions that come with the
-    /// program]
+    /// program, or 24 when --relays asks for more]
     #[arg(long, value_name = "FILE", env = "TRADEWIND_LAB_MATRIX")]
     matrix: Option<PathBuf>,
     /// So many places of the matrix, far apart from each other (the first by the seed, then always
@@ -211,6 +216,11 @@ impl Scenario {
     /// All errors are the caller's.
     pub(crate) fn new(args: &LabArgs) -> anyhow::Result<Self> {
         let (matrix_name, matrix, coordinates) = match &args.matrix {
+            None if args.relays.is_some_and(|relays| relays > FEW) => (
+                MORE_REGIONS_NAME.to_owned(),
+                MORE_REGIONS.to_owned(),
+                COORDINATES,
+            ),
             None => (REGIONS_NAME.to_owned(), REGIONS.to_owned(), COORDINATES),
             Some(file) => {
                 let name = file.display().to_string();
@@ -564,7 +574,7 @@ mod tests {
             (&["--regions", "atlantis,cape"][..], "Cape Town"),
             (&["--regions", "cape"], "at least 2"),
             (&["--regions", "cape,Cape Town"], "twice"),
-            (&["--relays", "13"], "only 12"),
+            (&["--relays", "25"], "only 24"),
             (&["--relays", "0"], "at least 2"),
             (&["--loss", "70"], "percentage"),
             (&["--cut", "cape-hong"], "A-B@TIME"),

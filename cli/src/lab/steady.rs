@@ -26,7 +26,7 @@ pub(super) const BEFORE: Duration = Duration::from_secs(2);
 /// … and end so long after it, or when it is healed.
 pub(super) const AFTER: Duration = Duration::from_secs(4);
 /// Flows per fault.
-pub(super) const MOST_FLOWS: usize = 60;
+pub(super) const MOST_FLOWS: usize = 120;
 
 /// A dead link is found within this time …
 const DETECTION: Duration = Duration::from_millis(300);
@@ -133,16 +133,10 @@ pub(super) fn judge(
     let (at, until) = (origin + fault.at, origin + until);
     let log = seen.log;
     let sent = |number: u32| log.sent.get(number as usize).copied();
-    let last_before = log
-        .arrived
-        .iter()
-        .map(|&(_, number)| number)
-        .filter(|&number| sent(number).is_some_and(|sent| sent <= at))
-        .max()?;
+    let &(mut previous, last_before) = log.arrived.iter().rfind(|arrival| arrival.0 <= at)?;
     let before = (seen.trail)(last_before)?.path();
     let hit = hit(fault.what, &before)?;
 
-    let mut previous = log.arrived.iter().rfind(|arrival| arrival.0 <= at)?.0;
     let (mut gap, mut first_after) = (Duration::ZERO, None);
     for &(arrived, number) in &log.arrived {
         if arrived <= at || sent(number).is_none_or(|sent| sent > until) {

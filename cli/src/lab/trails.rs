@@ -38,7 +38,6 @@ pub(super) struct Trails {
 #[derive(Debug, Default)]
 struct Inner {
     by_packet: HashMap<PacketName, Trail>,
-    passages: u64,
     wrong: Vec<String>,
     wrong_count: u64,
 }
@@ -55,7 +54,6 @@ impl Trails {
     pub(super) fn note(&self, place: usize, now: Duration, passage: &Passage<'_>) {
         let header = passage.header;
         let mut inner = self.lock();
-        inner.passages += 1;
         let came_over_a_link = header.passed_count() > 0 || header.sender.relay != passage.relay;
         if came_over_a_link && header.has_visited(passage.relay) {
             inner.tell(|| {
@@ -103,11 +101,6 @@ impl Trails {
         (inner.wrong.clone(), inner.wrong_count)
     }
 
-    /// Packets seen at relays so far.
-    pub(super) fn passages(&self) -> u64 {
-        self.lock().passages
-    }
-
     /// Media packets in transit so far, by place.
     pub(super) fn transit(&self) -> Vec<u64> {
         let counts = self.transit.iter();
@@ -144,5 +137,98 @@ impl Trail {
 impl Trail {
     pub(super) fn new(plan: PlanId, hops: Vec<(usize, Duration)>) -> Self {
         Self { plan, hops }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tradewind_proto::{
+        Class, Locator, RelayIndex,
+        packet::{Destination, LinkHeader, MAX_PASSED},
+    };
+
+    use super::*;
+
+    const PLAN: PlanId = PlanId {
+        epoch: 1,
+        number: 1,
+    };
+
+    fn header(passed: &[u16]) -> LinkHeader {
+        let at = |relay: u16| Locator {
+            relay: RelayIndex(relay),
+            slot: 1,
+            generation: 1,
+        };
+        let mut header = LinkHeader {
+            kind: Kind::Media,
+            class: Class::Audio,
+            profile: 0,
+            tree: 0,
+            deflections: 0,
+            trace: false,
+            path_change: false,
+            hop_limit: 7,
+            plan: PLAN,
+            age_us: 0,
+            sender: at(0),
+            destination: Destination::Session(at(3)),
+            passed: [RelayIndex::NONE; MAX_PASSED],
+            uplink: 0,
+            flow: 1,
+            sequence: 1,
+        };
+        for &relay in passed {
+            assert!(header.pass(RelayIndex(relay)));
+        }
+        header
+    }
+
+    /// Packet number 0 of a steady flow from place 0 to place 3.
+    fn payload() -> Vec<u8> {
+        let mut payload = vec![0; 17];
+        (payload[0], payload[4]) = (super::super::traffic::STEADY, 3);
+        payload
+    }
+
+    fn passes(trails: &Trails, relay: u16, header: &LinkHeader) {
+        let passage = Passage {
+            relay: RelayIndex(relay),
+            header,
+            payload: &payload(),
+        };
+        trails.note(relay.into(), Duration::from_millis(relay.into()), &passage);
+    }
+
+    #[test]
+    fn a_way_is_put_together_from_what_relays_show() {
+        let trails = Trails::new(4);
+        for (relay, passed) in [(0, &[][..]), (2, &[]), (3, &[2])] {
+            passes(&trails, relay, &header(passed));
+        }
+        let trail = trails.trail(&(super::super::traffic::STEADY, 0, 3, 0));
+        assert_eq!(trail.unwrap().path(), [0, 2, 3]);
+        assert_eq!(trails.wrong().1, 0);
+        assert_eq!(trails.transit(), [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_second_visit_is_seen_whether_the_packet_remembers_the_first_or_not() {
+        let trails = Trails::new(4);
+        passes(&trails, 1, &header(&[1, 2]));
+        assert_eq!(trails.wrong().1, 1);
+        passes(&trails, 1, &header(&[]));
+        assert_eq!(trails.wrong().1, 2);
+    }
+
+    #[test]
+    fn a_packet_that_changes_its_plan_on_the_way_is_seen() {
+        let trails = Trails::new(4);
+        passes(&trails, 0, &header(&[]));
+        let mut other = header(&[]);
+        other.plan.number = 2;
+        passes(&trails, 1, &other);
+        assert_eq!(trails.wrong().1, 1);
+        assert!(trails.wrong().0[0].contains("plan 1.2"));
     }
 }
