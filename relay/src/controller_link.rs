@@ -10,21 +10,22 @@ use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tradewind_host::{Host, Rng};
 use tradewind_proto::{
-    ALPN_CONTROL, FrameReader, MAX_CONTROL_FRAME, PlanId, RelayIndex,
+    ALPN_CONTROL, FrameReader, MAX_CONTROL_FRAME, PlanId,
     control::{
-        self, ControllerToRelay, HeldState, Leaving, LinkReport, PlanHeld, Register, RelayLoad,
+        ControllerToRelay, Demand, Leaving, LinkReport, PlanHeld, Register, RelayLoad,
         RelayToController, controller_to_relay, relay_to_controller,
     },
     frame_message,
 };
-use tradewind_trust::{CONTROLLER_NAME, Identity, Roots, TokenKeys, TrustError, tls};
+use tradewind_trust::{CONTROLLER_NAME, Identity, Roots, TrustError, tls};
 
 use crate::{
+    held::{Activation, Held},
     metrics::Metrics,
     resolve::resolve,
-    shard::{Command, News, SOFTWARE},
+    shard::{ClassBytes, Command, News, SOFTWARE},
     store::Store,
-    tables::{Member, Plan, Tables},
+    tables::Tables,
 };
 
 /// Longest wait before the controller is tried again.
@@ -102,11 +103,13 @@ enum Away {
     OldEpoch(u32, u32),
 }
 
-/// Everything that the tables are made from, in the form it came and is kept.
+/// What is true of one connection to the controller only.
 #[derive(Debug, Default)]
-struct Held {
-    state: HeldState,
-    tables: Tables,
+struct Conversation {
+    /// The controller has said which epoch it is of, and it is none of the past.
+    registered: bool,
+    /// Demand as it was reported last, by the destination's index.
+    demand: Vec<ClassBytes>,
 }
 
 impl ControlTask {
@@ -115,7 +118,7 @@ impl ControlTask {
         let mut rng = self.host.rng();
         let mut held = Held::default();
         if let Some(state) = self.store.as_ref().and_then(Store::load) {
-            held.restore(state);
+            held.restore(state, self.host.now());
             self.publish(&held).await;
             if held.tables.active != PlanId::NONE {
                 tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
@@ -135,7 +138,7 @@ impl ControlTask {
                 wait = FIRST_RETRY;
             }
             tracing::warn!(controller = %address, reason = %away, "the controller is away");
-            self.pause(wait, &mut rng).await;
+            self.pause(wait, &mut rng, &mut held).await;
             wait = (wait * 2).min(LAST_RETRY);
         }
     }
@@ -174,6 +177,7 @@ impl ControlTask {
 
         let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
         let mut leaving_told = false;
+        let mut conversation = Conversation::default();
         loop {
             tokio::select! {
                 biased;
@@ -182,7 +186,7 @@ impl ControlTask {
                     frames.push(chunk.bytes);
                     while let Some(frame) = frames.next_frame()? {
                         let message = ControllerToRelay::decode(frame)?;
-                        if let Some(answer) = self.take(message, held).await? {
+                        if let Some(answer) = self.take(message, &mut conversation, held).await? {
                             write(&mut send, answer).await?;
                         }
                     }
@@ -195,21 +199,42 @@ impl ControlTask {
                     write(&mut send, relay_to_controller::Body::Leaving(Leaving {})).await?;
                 }
                 news = self.news.recv() => {
-                    let Some(News::Links { links, sessions, busy_permille }) = news else {
+                    let Some(news) = news else {
                         return Ok(());
                     };
-                    self.last_report += 1;
-                    let body = relay_to_controller::Body::LinkReport(LinkReport {
-                        sequence: self.last_report,
-                        links,
-                        load: Some(RelayLoad {
-                            sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
-                            busy_permille,
-                            draining: *self.draining.borrow(),
-                        }), ..Default::default() });
-                    write(&mut send, body).await?;
+                    let report = self.report(news, &mut conversation, held);
+                    write(&mut send, relay_to_controller::Body::LinkReport(report)).await?;
                 }
             }
+        }
+    }
+
+    /// What the shards have told, for the controller.
+    fn report(
+        &mut self,
+        news: News,
+        conversation: &mut Conversation,
+        held: &mut Held,
+    ) -> LinkReport {
+        let News::Links {
+            links,
+            sessions,
+            busy_permille,
+            demand,
+            oldest_stamped,
+        } = news;
+        held.note_stamped_elsewhere(oldest_stamped);
+        self.last_report += 1;
+        LinkReport {
+            sequence: self.last_report,
+            links,
+            load: Some(RelayLoad {
+                sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+                busy_permille,
+                draining: *self.draining.borrow(),
+            }),
+            demand: conversation.changed_demand(demand),
+            ..Default::default()
         }
     }
 
@@ -217,51 +242,66 @@ impl ControlTask {
     async fn take(
         &mut self,
         message: ControllerToRelay,
+        conversation: &mut Conversation,
         held: &mut Held,
     ) -> Result<Option<relay_to_controller::Body>, Away> {
         use controller_to_relay::Body;
-        match message.body {
-            Some(Body::Registered(registered)) => {
-                if registered.epoch < held.state.epoch {
+        let Some(body) = message.body else {
+            // A message of a later version.
+            return Ok(None);
+        };
+        if !conversation.registered && !matches!(body, Body::Registered(_) | Body::Refused(_)) {
+            // It may be a controller of the past.
+            tracing::warn!("the controller gives orders before it has said its epoch: not taken");
+            return Ok(None);
+        }
+        match body {
+            Body::Registered(registered) => {
+                if !held.register(registered.index, registered.epoch) {
                     return Err(Away::OldEpoch(registered.epoch, held.state.epoch));
                 }
-                held.register(registered.index, registered.epoch);
+                conversation.registered = true;
                 self.set_connected(true);
                 tracing::info!(index = registered.index, "registered with the controller");
             }
-            Some(Body::Refused(refused)) => return Err(Away::Refused(refused.reason)),
-            Some(Body::RelayList(list)) => held.take_relays(list),
-            Some(Body::TokenKeys(keys)) => held.take_keys(keys),
-            Some(Body::PlanPart(part)) => {
-                match Plan::from_part(&part) {
-                    // A plan of a controller before the one we know of is not taken.
-                    Ok(plan) if u32::from(plan.id.epoch) < held.state.epoch => {}
-                    Ok(plan) => {
-                        let id = plan.id;
-                        held.tables.hold(plan);
+            Body::Refused(refused) => return Err(Away::Refused(refused.reason)),
+            Body::RelayList(list) => held.take_relays(list),
+            Body::TokenKeys(keys) => held.take_keys(keys),
+            Body::PlanPart(part) => {
+                return Ok(match held.hold(&part, self.host.now()) {
+                    Ok(Some(id)) => {
                         self.publish(held).await;
-                        return Ok(Some(relay_to_controller::Body::PlanHeld(PlanHeld {
+                        Some(relay_to_controller::Body::PlanHeld(PlanHeld {
                             plan: Some(id.into()),
-                        })));
+                        }))
                     }
-                    Err(error) => tracing::error!(%error, "plan refused"),
-                }
-                return Ok(None);
+                    Ok(None) => None,
+                    Err(error) => {
+                        self.metrics.plans_refused.inc();
+                        tracing::error!(%error, "plan refused");
+                        None
+                    }
+                });
             }
-            Some(Body::Activate(activate)) => {
-                let id = activate.plan.and_then(|name| name.id());
-                let activated = id.is_some_and(|id| held.activate(id));
-                if !activated {
-                    let id = id.unwrap_or(PlanId::NONE);
-                    tracing::warn!(plan = %id, "not activated: not held, or older than the present one");
+            Body::Activate(activate) => match held.activate(&activate) {
+                Activation::Done => {
+                    let stamping = held.tables.stamping;
+                    tracing::debug!(plan = %stamping.plan, share = stamping.share, "activated");
+                }
+                Activation::Late => {
+                    tracing::debug!(order = activate.order, "an order that has been overtaken");
                     return Ok(None);
                 }
-                tracing::debug!(plan = %held.tables.active, "activated");
-            }
-            None => return Ok(None),
+                Activation::Refused(reason) => {
+                    let id = activate.plan.and_then(|name| name.id());
+                    let id = id.unwrap_or(PlanId::NONE);
+                    tracing::warn!(plan = %id, reason, "not activated");
+                    return Ok(None);
+                }
+            },
         }
         self.publish(held).await;
-        if let Some(store) = &self.store {
+        if let Some(store) = &mut self.store {
             let wait = self.host.disk_wait();
             if !wait.is_zero() {
                 self.host.sleep(wait).await;
@@ -304,8 +344,9 @@ impl ControlTask {
             .send_modify(|status| status.controller_connected = connected);
     }
 
-    /// Waits about `time`, taking what the shards tell meanwhile (it is of no use later).
-    async fn pause(&mut self, time: Duration, rng: &mut Rng) {
+    /// Waits about `time`, taking what the shards tell meanwhile (the controller will be told the
+    /// next).
+    async fn pause(&mut self, time: Duration, rng: &mut Rng, held: &mut Held) {
         let until = self.host.now() + time.mul_f64(rng.random_range(0.5..1.0));
         let host = self.host.clone();
         let sleep = host.sleep_until(until);
@@ -314,63 +355,31 @@ impl ControlTask {
             tokio::select! {
                 biased;
                 () = &mut sleep => return,
-                news = self.news.recv() => if news.is_none() { return },
+                news = self.news.recv() => match news {
+                    Some(News::Links { oldest_stamped, .. }) => {
+                        held.note_stamped_elsewhere(oldest_stamped);
+                    }
+                    None => return,
+                },
             }
         }
     }
 }
 
-impl Held {
-    /// Takes what was kept on disk.
-    fn restore(&mut self, state: HeldState) {
-        self.register(state.index, state.epoch);
-        if let Some(relays) = state.relays {
-            self.take_relays(relays);
-        }
-        if let Some(keys) = state.keys {
-            self.take_keys(keys);
-        }
-        if let Some(Ok(plan)) = state.plan.as_ref().map(Plan::from_part) {
-            let id = plan.id;
-            self.tables.hold(plan);
-            self.activate(id);
-        }
-    }
-
-    fn register(&mut self, index: u32, epoch: u32) {
-        self.tables.me = u16::try_from(index).map_or(RelayIndex::NONE, RelayIndex);
-        self.state.index = index;
-        self.state.epoch = epoch;
-    }
-
-    fn take_relays(&mut self, list: control::RelayList) {
-        self.tables.members = list
-            .relays
-            .iter()
-            .filter_map(Member::from_info)
-            .map(|member| (member.index, Arc::new(member)))
+impl Conversation {
+    /// The rows of demand that have changed since they were reported on this connection.
+    fn changed_demand(&mut self, demand: Vec<ClassBytes>) -> Vec<Demand> {
+        self.demand.resize(demand.len(), ClassBytes::default());
+        let changed = (0_u32..)
+            .zip(demand.iter().zip(&self.demand))
+            .filter(|(_, (now, before))| now != before)
+            .map(|(destination, (now, _))| Demand {
+                destination,
+                bytes: now.to_vec(),
+            })
             .collect();
-        self.state.relays = Some(list);
-    }
-
-    fn take_keys(&mut self, list: control::TokenKeys) {
-        let mut keys = TokenKeys::default();
-        for key in &list.keys {
-            match <[u8; 32]>::try_from(key.public_key.as_slice()) {
-                Ok(public) => keys.insert(key.kid.clone(), public),
-                Err(_) => tracing::error!(kid = %key.kid, "a token key has not 32 bytes"),
-            }
-        }
-        self.tables.keys = Arc::new(keys);
-        self.state.keys = Some(list);
-    }
-
-    fn activate(&mut self, id: PlanId) -> bool {
-        let activated = self.tables.activate(id);
-        if activated {
-            self.state.plan = self.tables.active_plan().map(|plan| plan.part.clone());
-        }
-        activated
+        self.demand = demand;
+        changed
     }
 }
 

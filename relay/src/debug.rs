@@ -1,20 +1,24 @@
 //! What the relay shows of itself on its debug pages.
 
 use serde::Serialize;
-use tradewind_proto::{Profile, RelayIndex, control};
+use tradewind_proto::{PlanId, Profile, RelayIndex, control};
 
-use crate::tables::Tables;
+use crate::{plan::Plan, tables::Tables};
 
 /// The plan a relay stamps, by names.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PlanView {
     /// `epoch.number`; `0.0` when there is none.
     pub active: String,
+    /// Share of flows stamped with it, percent.
+    pub share_percent: f64,
+    /// What the other flows are stamped with.
+    pub rest: Option<String>,
     /// All plans held.
     pub held: Vec<String>,
     /// This relay's index and name.
     pub relay: String,
-    /// Next hop and backups by destination.
+    /// Ways by the active plan, by destination.
     pub routes: Vec<RouteView>,
 }
 
@@ -23,9 +27,32 @@ pub struct PlanView {
 pub struct RouteView {
     /// The destination relay.
     pub to: String,
-    /// The next relay; `None` when there is no way.
+    /// The next relay by the first realtime tree; `None` when there is no way.
     pub next: Option<String>,
-    /// Where to deflect to, best first.
+    /// Where to deflect realtime packets to, best first.
+    pub backups: Vec<String>,
+    /// All trees of both profiles.
+    pub trees: Vec<TreeView>,
+}
+
+/// One tree towards one destination.
+#[derive(Debug, Clone, Serialize)]
+pub struct TreeView {
+    /// `realtime` or `economy`.
+    pub profile: &'static str,
+    /// Its number.
+    pub tree: u8,
+    /// The rule set that it obeys; 0 is everybody's.
+    pub rules: u8,
+    /// The next relay; `None` when it has no way.
+    pub next: Option<String>,
+    /// The uplink that it takes to the next relay.
+    pub uplink: u8,
+    /// Cost to the destination, milliseconds-equivalent, where the plan says it.
+    pub cost_ms: Option<f64>,
+    /// Weight among the trees of rule set 0; all 0: all flows on the first one.
+    pub weight: u8,
+    /// Where to deflect its packets to, best first.
     pub backups: Vec<String>,
 }
 
@@ -40,18 +67,57 @@ impl PlanView {
             plan.relays
                 .iter()
                 .filter(|&&to| to != tables.me)
-                .map(|&to| RouteView {
-                    to: name(to),
-                    next: plan.next_hop(Profile::Realtime as u8, 0, to).map(name),
-                    backups: plan.backups(to).iter().map(|&relay| name(relay)).collect(),
-                })
+                .map(|&to| RouteView::new(plan, to, &name))
                 .collect()
         });
+        let stamping = tables.stamping;
         Self {
-            active: tables.active.to_string(),
+            active: stamping.plan.to_string(),
+            share_percent: f64::from(stamping.share) / 10.0,
+            rest: (stamping.rest != PlanId::NONE).then(|| stamping.rest.to_string()),
             held: tables.plans_held().map(|id| id.to_string()).collect(),
             relay: name(tables.me),
             routes,
+        }
+    }
+}
+
+impl RouteView {
+    fn new(plan: &Plan, to: RelayIndex, name: &impl Fn(RelayIndex) -> String) -> Self {
+        let backups = |profile: u8, rules: u8| {
+            let candidates = plan.candidates(profile, rules, to);
+            candidates.iter().map(|c| name(c.relay)).collect()
+        };
+        let mut trees = Vec::new();
+        for (profile, profile_name) in [
+            (Profile::Realtime as u8, "realtime"),
+            (Profile::Economy as u8, "economy"),
+        ] {
+            let weights = plan.weights(profile, to);
+            for tree in 0..plan.trees(profile) {
+                let hop = plan.hop(profile, tree, to);
+                let rules = plan.rules_of(profile, tree);
+                trees.push(TreeView {
+                    profile: profile_name,
+                    tree,
+                    rules,
+                    next: hop.map(|hop| name(hop.next)),
+                    uplink: hop.map_or(0, |hop| hop.uplink.0),
+                    cost_ms: hop
+                        .filter(|hop| hop.cost_us > 0)
+                        .map(|hop| f64::from(hop.cost_us) / 1e3),
+                    weight: weights[usize::from(tree)],
+                    backups: backups(profile, rules),
+                });
+            }
+        }
+        Self {
+            to: name(to),
+            next: plan
+                .hop(Profile::Realtime as u8, 0, to)
+                .map(|hop| name(hop.next)),
+            backups: backups(Profile::Realtime as u8, 0),
+            trees,
         }
     }
 }

@@ -7,7 +7,7 @@ use prometheus::{
 };
 use tradewind_proto::{Class, DropReason};
 
-use crate::watch::Watcher;
+use crate::{forwarder::Deflection, watch::Watcher};
 
 /// All metrics of a relay, with the label values resolved beforehand: counting a packet is one
 /// atomic addition.
@@ -22,8 +22,11 @@ pub(crate) struct Metrics {
     drops: Vec<IntCounter>,
     delivery_age: Vec<Histogram>,
     stay: Histogram,
-    pub(crate) deflections: IntCounter,
+    deflections: [IntCounter; 2],
+    pub(crate) requeued: IntCounter,
     pub(crate) unknown_plans: IntCounter,
+    pub(crate) plans_refused: IntCounter,
+    pub(crate) store_failures: IntCounter,
     pub(crate) sessions: IntGauge,
     pub(crate) sessions_accepted: IntCounter,
     pub(crate) sessions_refused: IntCounter,
@@ -33,6 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) directory_users: IntGauge,
     pub(crate) plan_epoch: IntGauge,
     pub(crate) plan_number: IntGauge,
+    pub(crate) stamped_share: IntGauge,
     pub(crate) controller_connected: IntGauge,
     /// Not a number: who sees every packet, if anybody does.
     pub(crate) watcher: Watcher,
@@ -67,6 +71,14 @@ impl Metrics {
             &["reason"],
         )?;
         registry.register(Box::new(drops.clone()))?;
+        let deflections = IntCounterVec::new(
+            Opts::new(
+                "tradewind_relay_deflected_packets_total",
+                "Packets that left their tree here, because the next hop was down or far worse than normal.",
+            ),
+            &["reason"],
+        )?;
+        registry.register(Box::new(deflections.clone()))?;
         let age = HistogramVec::new(
             HistogramOpts::new(
                 "tradewind_relay_delivery_age_seconds",
@@ -117,13 +129,23 @@ impl Metrics {
                 .map(|class| age.with_label_values(&[class.name()]))
                 .to_vec(),
             stay,
-            deflections: counter(
-                "tradewind_relay_deflected_packets_total",
-                "Packets that left their tree here because the next hop was down.",
+            deflections: ["failure", "brownout"]
+                .map(|reason| deflections.with_label_values(&[reason])),
+            requeued: counter(
+                "tradewind_relay_requeued_packets_total",
+                "Packets taken out of the queue of a link that went down and forwarded anew.",
             )?,
             unknown_plans: counter(
                 "tradewind_relay_unknown_plan_packets_total",
                 "Packets stamped with a plan not held here; they went by the direct link.",
+            )?,
+            plans_refused: counter(
+                "tradewind_relay_refused_plans_total",
+                "Plan parts that contradicted themselves and were not taken.",
+            )?,
+            store_failures: counter(
+                "tradewind_relay_store_failures_total",
+                "Times that the plan could not be kept on disk.",
             )?,
             sessions: gauge("tradewind_relay_sessions", "Client sessions now.")?,
             sessions_accepted: counter(
@@ -158,6 +180,10 @@ impl Metrics {
                 "tradewind_relay_plan_number",
                 "Number of the plan stamped now.",
             )?,
+            stamped_share: gauge(
+                "tradewind_relay_plan_share_permille",
+                "Share of flows stamped with that plan, parts per thousand.",
+            )?,
             controller_connected: gauge(
                 "tradewind_relay_controller_connected",
                 "Whether the controller is connected (1) or away (0).",
@@ -188,6 +214,10 @@ impl Metrics {
         self.egress_bytes[class as usize].inc_by(bytes as u64);
         self.stay.observe(stay.as_secs_f64());
         self.delivery_age[class as usize].observe(age.as_secs_f64());
+    }
+
+    pub(crate) fn count_deflection(&self, reason: Deflection) {
+        self.deflections[reason as usize].inc();
     }
 
     pub(crate) fn count_drop(&self, reason: DropReason) {

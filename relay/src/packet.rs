@@ -58,6 +58,23 @@ impl Packet {
         }
     }
 
+    /// Makes it what it was before this relay (`me`) forwarded it: it has not left, and is to be
+    /// forwarded anew.
+    pub(crate) fn take_back(&mut self, me: RelayIndex) {
+        let header = &mut self.header;
+        header.hop_limit += 1;
+        if std::mem::take(&mut self.deflected) {
+            header.deflections -= 1;
+        }
+        // The origin is not among those passed.
+        if header.sender.relay != me
+            && let Some(last) = header.passed_count().checked_sub(1)
+            && header.passed[last] == me
+        {
+            header.passed[last] = RelayIndex::NONE;
+        }
+    }
+
     /// The application's bytes.
     pub(crate) fn payload(&self) -> Bytes {
         self.raw.slice(self.payload_at..)
@@ -322,6 +339,21 @@ mod tests {
         assert_eq!(payload.as_ptr(), payload_at);
         assert_eq!(head[..4], (LinkHeader::LEN as u32 + 7).to_be_bytes());
         assert_eq!(head.len(), 4 + LinkHeader::LEN);
+    }
+
+    #[test]
+    fn a_packet_taken_back_is_as_it_came() {
+        let now = start();
+        let raw = on_the_wire(false, b"payload");
+        let came = Packet::from_link(raw, now).expect("a packet");
+        let mut packet = came.clone();
+        assert!(packet.header.pass(ME));
+        packet.header.hop_limit -= 1;
+        packet.header.deflections += 1;
+        packet.deflected = true;
+        packet.take_back(ME);
+        assert_eq!(packet.header, came.header);
+        assert!(!packet.deflected);
     }
 
     #[test]

@@ -176,7 +176,9 @@ impl Relay {
             },
             identity: settings.identity,
             roots: settings.roots,
-            store: settings.state_file.map(Store::new),
+            store: settings
+                .state_file
+                .map(|path| Store::new(path, metrics.store_failures.clone())),
             shards: vec![commands.clone()],
             news,
             draining: draining_seen,

@@ -1,24 +1,54 @@
-//! What a relay keeps on disk: its index, the last plan, the relays, the token keys. With it a
+//! What a relay keeps on disk: its index, the plans it stamps, the relays, the token keys. With it a
 //! restarted relay forwards while the controller is away.
 
 use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use prometheus::IntCounter;
 use prost::Message as _;
 use tradewind_proto::control::HeldState;
 
-/// The file.
-#[derive(Debug, Clone)]
+/// How long a relay that ends waits for the disk.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// The file, and the thread that writes it: a disk that is slow, full or stuck delays neither the
+/// control task nor a packet.
+#[derive(Debug)]
 pub(crate) struct Store {
     path: PathBuf,
+    /// Writes that failed.
+    failures: IntCounter,
+    shared: Arc<Shared>,
+    begun: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    slot: Mutex<Slot>,
+    changed: Condvar,
+}
+
+/// What is to be written. A newer state takes the place of one that still waits.
+#[derive(Debug, Default)]
+struct Slot {
+    waiting: Option<Vec<u8>>,
+    writing: bool,
+    ended: bool,
 }
 
 impl Store {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
+    pub(crate) fn new(path: PathBuf, failures: IntCounter) -> Self {
+        Self {
+            path,
+            failures,
+            shared: Arc::default(),
+            begun: false,
+        }
     }
 
     /// What was kept; `None` when there is nothing, or nothing that can be read (which is said).
@@ -44,11 +74,100 @@ impl Store {
         }
     }
 
-    /// Keeps `state`: whole or not at all. A full disk is reported and costs nothing but the next
-    /// restart without a controller.
-    pub(crate) fn save(&self, state: &HeldState) {
-        if let Err(error) = write_whole(&self.path, &state.encode_to_vec()) {
-            tracing::error!(path = %self.path.display(), %error, "cannot keep the plan on disk");
+    /// Keeps `state`, whole or not at all, some time soon. What fails is reported and counted, and
+    /// costs nothing but the next restart without a controller.
+    pub(crate) fn save(&mut self, state: &HeldState) {
+        let path = self.path.clone();
+        self.save_by(state, move |bytes| write_whole(&path, bytes));
+    }
+
+    fn save_by(
+        &mut self,
+        state: &HeldState,
+        write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static,
+    ) {
+        self.shared.slot().waiting = Some(state.encode_to_vec());
+        self.shared.changed.notify_all();
+        if self.begun {
+            return;
+        }
+        let writer = Writer {
+            shared: self.shared.clone(),
+            failures: self.failures.clone(),
+            path: self.path.clone(),
+        };
+        match std::thread::Builder::new()
+            .name("plan-store".to_owned())
+            .spawn(move || writer.run(write))
+        {
+            Ok(_) => self.begun = true,
+            Err(error) => {
+                self.failures.inc();
+                tracing::error!(%error, "cannot start the thread that keeps the plan on disk");
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    /// What was saved last is on disk when the relay has ended, unless the disk is stuck.
+    fn drop(&mut self) {
+        let mut slot = self.shared.slot();
+        slot.ended = true;
+        self.shared.changed.notify_all();
+        if self.begun {
+            let busy = |slot: &mut Slot| slot.writing || slot.waiting.is_some();
+            let waited = self
+                .shared
+                .changed
+                .wait_timeout_while(slot, LAST_WRITE, busy);
+            if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
+                tracing::error!(path = %self.path.display(), "the disk is stuck: the last plan is not kept");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        // Whoever panicked left a slot that can be read.
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be written next; `None` when the relay has ended.
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut slot = self.slot();
+        slot.writing = false;
+        self.changed.notify_all();
+        loop {
+            if let Some(bytes) = slot.waiting.take() {
+                slot.writing = true;
+                return Some(bytes);
+            }
+            if slot.ended {
+                return None;
+            }
+            slot = self
+                .changed
+                .wait(slot)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    failures: IntCounter,
+    path: PathBuf,
+}
+
+impl Writer {
+    fn run(self, mut write: impl FnMut(&[u8]) -> io::Result<()>) {
+        while let Some(bytes) = self.shared.next() {
+            if let Err(error) = write(&bytes) {
+                self.failures.inc();
+                tracing::error!(path = %self.path.display(), %error, "cannot keep the plan on disk");
+            }
         }
     }
 }
@@ -66,21 +185,65 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    fn failures() -> IntCounter {
+        IntCounter::new("failures", "Writes that failed.").expect("a counter")
+    }
+
+    fn state(index: u32) -> HeldState {
+        HeldState {
+            index,
+            epoch: 3,
+            ..Default::default()
+        }
+    }
 
     #[test]
     fn what_was_kept_comes_back_and_damage_is_no_plan() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::new(directory.path().join("state/plan.bin"));
+        let path = directory.path().join("state/plan.bin");
+        let mut store = Store::new(path.clone(), failures());
         assert!(store.load().is_none());
-        let state = HeldState {
-            index: 7,
-            epoch: 3,
-            ..Default::default()
+        store.save(&state(7));
+        drop(store);
+        let store = Store::new(path.clone(), failures());
+        assert_eq!(store.load(), Some(state(7)));
+        fs::write(path, [0xff; 9]).expect("written");
+        assert!(store.load().is_none());
+    }
+
+    #[test]
+    fn a_slow_disk_delays_nobody_and_gets_only_the_last_of_what_waited() {
+        let (go_on, gate) = mpsc::channel::<()>();
+        let (tell, written) = mpsc::channel();
+        let mut store = Store::new("unused".into(), failures());
+        let write = move |bytes: &[u8]| {
+            let _ = tell.send(HeldState::decode(bytes).expect("a state").index);
+            // The disk stands still until it is let go.
+            let _ = gate.recv();
+            Ok(())
         };
-        store.save(&state);
-        assert_eq!(store.load(), Some(state));
-        fs::write(directory.path().join("state/plan.bin"), [0xff; 9]).expect("written");
-        assert!(store.load().is_none());
+        store.save_by(&state(1), write);
+        assert_eq!(written.recv(), Ok(1));
+        for index in 2..=5 {
+            // Returns at once: nobody has let the disk go.
+            store.save_by(&state(index), |_| Ok(()));
+        }
+        drop(go_on);
+        drop(store);
+        assert_eq!(written.iter().collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn a_full_disk_is_counted_and_harms_nothing() {
+        let counted = failures();
+        let mut store = Store::new("unused".into(), counted.clone());
+        let full = |_: &[u8]| Err(io::Error::from(io::ErrorKind::StorageFull));
+        store.save_by(&state(1), full);
+        drop(store);
+        assert_eq!(counted.get(), 1);
     }
 }

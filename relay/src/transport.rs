@@ -15,6 +15,9 @@ use crate::{congestion::LinkCongestion, shard::Certificates};
 const DATAGRAM_BATCH: usize = 8 << 10;
 /// Acknowledge every this many packets (ACK frequency extension): fewer packets back, less CPU.
 const ACK_EVERY: u32 = 10;
+/// A link's packets are acknowledged within this: acknowledgements are signs of life, and of what was
+/// lost.
+const LINK_ACK_DELAY: Duration = Duration::from_millis(25);
 /// Smallest UDP payload of a link at the start: what an IPv6 path of the minimum MTU, 1,280,
 /// carries (RFC 8200, section 5). Discovery finds more.
 const LINK_INITIAL_MTU: u16 = 1_232;
@@ -72,10 +75,11 @@ fn link_transport() -> TransportConfig {
         .initial_rtt(Duration::from_millis(200))
         .congestion_controller_factory(Arc::new(LinkCongestion))
         .initial_mtu(LINK_INITIAL_MTU)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(10_000))))
+        // Longer than the slowest probing is silent; what is dead is found by probes, and sooner.
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(40_000))))
         .datagram_receive_buffer_size(Some(2 << 20))
         .datagram_send_buffer_size(DATAGRAM_BATCH)
-        .ack_frequency_config(Some(ack_frequency(Duration::from_millis(50))));
+        .ack_frequency_config(Some(ack_frequency(LINK_ACK_DELAY)));
     config
 }
 

@@ -9,6 +9,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::{drift::DriftFit, liveness::Liveness, window::WindowedMin};
+
 /// Whether a link can carry traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LinkState {
@@ -19,39 +21,46 @@ pub enum LinkState {
     Warming,
     /// Enough round trips, the last of them recent.
     Up,
-    /// Was up and has fallen silent in either direction (a peer that hears nothing from us returns
-    /// no fresh echoes), or was warming and has fallen silent. Heard again, it warms up anew.
+    /// Was up and has fallen silent in either direction (a peer that hears nothing from us says so,
+    /// and returns no fresh echoes), or was warming and has fallen silent. Heard again, it warms up
+    /// anew.
     Down,
 }
 
-/// Windows and limits of a [`LinkEstimator`].
+/// Windows and limits of a [`LinkEstimator`]. Every window holds at least some probes, however
+/// slowly a link is probed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EstimatorConfig {
-    /// Over how long the minimum round-trip time is taken. Long enough for one probe to pass
-    /// without queueing, short enough to follow a changed route within seconds.
+    /// Over how long the minimum round-trip time is taken, as long as it is still met now and then.
     pub rtt_window: Duration,
-    /// Over how long the minima of the raw one-way differences are taken. Short: they drift with
-    /// the clocks (100 ppm make 200 µs in 2 s). At least the last four probes count in any case.
+    /// A minimum that nothing has come near to for so long is forgotten: the route has changed.
+    pub step_window: Duration,
+    /// Over how long the minima of the raw one-way differences are taken. Short, so that routing
+    /// follows a changed delay within a second.
     pub raw_window: Duration,
     /// Over how long loss is counted.
     pub loss_window: Duration,
     /// Round trips before the link is up.
     pub warm_round_trips: u32,
-    /// How many probes in a row must be missed before the link is down.
-    pub missed_probes: u32,
+    /// How often a link in use is probed: what a peer is expected to do once it has been asked.
+    pub fast_interval: Duration,
     /// A silence shorter than this never makes a link down.
     pub detection_floor: Duration,
+    /// How much longer silence may be for varying delay, at most.
+    pub jitter_allowance: Duration,
 }
 
 impl Default for EstimatorConfig {
     fn default() -> Self {
         Self {
             rtt_window: Duration::from_secs(10),
-            raw_window: Duration::from_secs(2),
+            step_window: Duration::from_secs(1),
+            raw_window: Duration::from_secs(1),
             loss_window: Duration::from_secs(10),
             warm_round_trips: 3,
-            missed_probes: 3,
-            detection_floor: Duration::from_millis(250),
+            fast_interval: Duration::from_millis(100),
+            detection_floor: Duration::from_millis(240),
+            jitter_allowance: Duration::from_millis(10),
         }
     }
 }
@@ -77,10 +86,14 @@ pub struct ProbeSample {
     pub raw_in_us: i64,
     /// Us to the peer, if a new echo came: its receive time minus our send stamp.
     pub raw_out_us: Option<i64>,
+    /// How long the peer held that echo, microseconds by its clock.
+    pub held_us: u64,
     /// The peer's probes as counted by us.
     pub inbound: Counted,
     /// Our probes as counted by the peer, if a new echo came.
     pub outbound: Option<Counted>,
+    /// What the peer says of the link; `None` when it is of a version that says nothing.
+    pub peer_says: Option<LinkState>,
 }
 
 /// Lost and sent packets of one direction within the window.
@@ -110,7 +123,8 @@ pub struct LinkEstimate {
     pub rtt_min: Option<Duration>,
     /// Smoothed round-trip time (RFC 6298, α = 1/8).
     pub rtt_smoothed: Option<Duration>,
-    /// Mean deviation of the round-trip time (RFC 6298's RTTVAR, β = 1/4, but beginning at 0).
+    /// Mean deviation of the round-trip time, from the differences of successive ones (as the jitter
+    /// of RFC 3550): a delay that changes for good is no deviation.
     pub rtt_dev: Option<Duration>,
     /// Loss from the peer to us within the window.
     pub loss_in: Option<LossCount>,
@@ -122,6 +136,10 @@ pub struct LinkEstimate {
     /// Minimum raw difference from us to the peer: the one-way delay plus the peer's clock minus
     /// ours.
     pub raw_out_us: Option<i64>,
+    /// How long ago the two above held, microseconds.
+    pub raw_age_us: u64,
+    /// How much faster our clock runs than the peer's, parts per billion, once that is known.
+    pub drift_ppb: Option<i32>,
 }
 
 impl LinkEstimate {
@@ -137,6 +155,8 @@ impl LinkEstimate {
             loss_out: None,
             raw_in_us: None,
             raw_out_us: None,
+            raw_age_us: 0,
+            drift_ppb: None,
         }
     }
 
@@ -148,190 +168,260 @@ impl LinkEstimate {
 }
 
 /// The estimator of one link, seen from one of its ends. Fed by [`crate::ProbeSession`].
-///
-/// Silence is counted in time during which this process was *awake*: when the clock jumps (a busy
-/// processor, a suspended machine) the jump counts as one and a half probe intervals at most, so
-/// that a relay that was stalled itself does not take all its peers for dead at once. This needs
-/// [`LinkEstimator::tick`] at least once per probe interval.
 #[derive(Debug, Clone)]
 pub struct LinkEstimator {
     config: EstimatorConfig,
-    interval_us: u64,
-    peer_interval_us: u64,
-    state: LinkState,
-    now_us: u64,
-    awake_us: u64,
-    heard_at: u64,
-    round_trip_at: u64,
+    live: Liveness,
     numbers: Numbers,
+    /// Outlives outages: crystals keep their rate.
+    drift: DriftFit,
 }
 
 /// What is forgotten when the link goes down or the peer restarts.
 #[derive(Debug, Clone, Default)]
 struct Numbers {
     round_trips: u32,
-    /// Smoothed RTT and deviation in microseconds.
-    smoothed: Option<(f64, f64)>,
+    /// Smoothed RTT and deviation, and the last RTT, in microseconds.
+    smoothed: Option<Smoothed>,
     rtt: WindowedMin<u64>,
     raw_in: WindowedMin<i64>,
     raw_out: WindowedMin<i64>,
+    /// When the last round trip was completed, and how far the clocks seemed apart by it.
+    apart: Option<(u64, i64)>,
     inbound: VecDeque<(u64, Counted)>,
     outbound: VecDeque<(u64, Counted)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Smoothed {
+    mean: f64,
+    deviation: f64,
+    last: f64,
 }
 
 impl LinkEstimator {
     /// A link of which nothing is known yet, probed by us every `interval`.
     #[must_use]
     pub fn new(interval: Duration, config: EstimatorConfig) -> Self {
-        let interval_us = micros(interval).max(1);
         Self {
             config,
-            interval_us,
-            peer_interval_us: interval_us,
-            state: LinkState::Unknown,
-            now_us: 0,
-            awake_us: 0,
-            heard_at: 0,
-            round_trip_at: 0,
+            live: Liveness::new(micros(interval).max(1), config),
             numbers: Numbers::default(),
+            drift: DriftFit::default(),
         }
     }
 
     /// Sets how often we probe, and how often the peer says that it does. An absurd interval of
     /// the peer is brought between 1 ms and 60 s: it decides how soon silence is noticed.
     pub fn set_intervals(&mut self, ours: Duration, peers: Duration) {
-        self.interval_us = micros(ours).max(1);
-        self.peer_interval_us = micros(peers).clamp(1_000, 60_000_000);
+        self.live
+            .set_intervals(micros(ours).max(1), micros(peers).clamp(1_000, 60_000_000));
     }
 
     /// How often the peer says that it probes.
     #[must_use]
     pub fn peer_interval(&self) -> Duration {
-        Duration::from_micros(self.peer_interval_us)
+        Duration::from_micros(self.live.peer_interval_us())
+    }
+
+    /// The state as it was when last looked at.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.live.state()
     }
 
     /// Takes in a probe.
     pub fn on_sample(&mut self, sample: &ProbeSample) {
-        self.advance(sample.now_us);
-        if matches!(self.state, LinkState::Unknown | LinkState::Down) {
-            self.forget(LinkState::Warming);
+        if self.live.probed(sample.now_us, sample.peer_says) {
+            self.numbers = Numbers::default();
         }
-        let now = self.now_us;
-        self.heard_at = self.awake_us;
+        if self.live.state() == LinkState::Down {
+            return; // the peer hears nothing of us
+        }
+        let now = self.live.now_us();
         let numbers = &mut self.numbers;
-        let slowest = self.interval_us.max(self.peer_interval_us);
-        let raw_window = micros(self.config.raw_window).max(4 * slowest);
-        let rtt_window = micros(self.config.rtt_window).max(4 * slowest);
+        let slowest = self.live.slowest_us();
         let loss_window = micros(self.config.loss_window).max(20 * slowest);
-
-        numbers.raw_in.push(now, sample.raw_in_us, raw_window);
-        if let Some(raw) = sample.raw_out_us {
-            numbers.raw_out.push(now, raw, raw_window);
-        }
         push_count(&mut numbers.inbound, now, sample.inbound, loss_window);
         if let Some(counted) = sample.outbound {
             push_count(&mut numbers.outbound, now, counted, loss_window);
         }
-        if let Some(rtt) = sample.rtt {
-            let rtt = micros(rtt);
-            numbers.rtt.push(now, rtt, rtt_window);
-            numbers.round_trips = numbers.round_trips.saturating_add(1);
-            numbers.smoothed = Some(smooth(numbers.smoothed, numbers.round_trips, rtt as f64));
-            self.round_trip_at = self.awake_us;
-            if numbers.round_trips >= self.config.warm_round_trips {
-                self.state = LinkState::Up;
+
+        let drift = self.drift.ppb().unwrap_or(0.0);
+        let rtt = sample.rtt.map(|rtt| {
+            // The time held is by the peer's clock.
+            let held = (sample.held_us as f64 * drift / 1e9) as i64;
+            micros(rtt).saturating_add_signed(-held)
+        });
+        if let Some(rtt) = rtt {
+            let apart = sample.raw_in_us.wrapping_sub((rtt / 2) as i64);
+            if numbers.clocks_jumped(now, apart, rtt) {
+                numbers.raw_in.clear();
+                numbers.raw_out.clear();
+                self.drift.step();
             }
+            numbers.apart = Some((now, apart));
+            self.drift.push(now, apart, rtt);
         }
+        let raw_window = micros(self.config.raw_window).max(slowest * 5 / 2);
+        let less = |a: i64, b: i64| a.wrapping_sub(b) < 0;
+        let run = |by: u64| (by as f64 * drift / 1e9) as i64;
+        numbers.raw_in.push_by(
+            now,
+            sample.raw_in_us,
+            raw_window,
+            |raw, by| raw.wrapping_add(run(by)),
+            less,
+        );
+        let (Some(rtt), Some(raw_out)) = (rtt, sample.raw_out_us) else {
+            return;
+        };
+        let came_there = now.saturating_sub(sample.held_us + rtt / 2);
+        numbers.raw_out.push_by(
+            came_there,
+            raw_out,
+            raw_window,
+            |raw, by| raw.wrapping_sub(run(by)),
+            less,
+        );
+        let rtt_window = micros(self.config.rtt_window).max(4 * slowest);
+        let step_window = micros(self.config.step_window).max(4 * slowest);
+        numbers.rtt.push(now, rtt, rtt_window);
+        numbers.forget_unmet_minimum(now, rtt_window, step_window);
+        numbers.round_trips = numbers.round_trips.saturating_add(1);
+        let smoothed = smooth(numbers.smoothed, numbers.round_trips, rtt as f64);
+        numbers.smoothed = Some(smoothed);
+        self.live.set_delay(rtt, smoothed.deviation as u64);
+        self.live.round_trip();
     }
 
     /// Any authentic packet from the peer is a sign of life of its direction.
     pub fn on_traffic(&mut self, now_us: u64) {
-        self.advance(now_us);
-        self.heard_at = self.awake_us;
+        self.live.heard(now_us);
+    }
+
+    /// The link is about to be used: if the peer does not answer within a round trip and the
+    /// detection time of a link in use, however slowly the link has been probed until now, it is
+    /// down.
+    pub fn call(&mut self, now_us: u64) {
+        self.live.call(now_us);
     }
 
     /// Forgets everything: the peer has restarted, or the link's address has changed.
     pub fn reset(&mut self) {
-        self.forget(LinkState::Unknown);
+        self.live.set_state(LinkState::Unknown);
+        self.numbers = Numbers::default();
+        self.drift.step();
     }
 
     /// Lets time pass; notices silence.
     pub fn tick(&mut self, now_us: u64) -> LinkState {
-        self.advance(now_us);
-        let limit_in = self.detection_us(self.peer_interval_us);
-        let limit_round = self.detection_us(self.peer_interval_us.max(self.interval_us));
-        let silent = self.awake_us - self.heard_at > limit_in;
-        let unechoed = self.awake_us - self.round_trip_at > limit_round;
-        let lost = match self.state {
-            LinkState::Up => silent || unechoed,
-            LinkState::Warming => silent,
-            LinkState::Unknown | LinkState::Down => false,
-        };
-        if lost {
-            self.forget(LinkState::Down);
+        if self.live.tick(now_us) {
+            self.numbers = Numbers::default();
         }
-        self.state
+        self.live.state()
     }
 
-    /// How long a silence must be before the link counts as down: the missed probes and four
-    /// deviations (as RFC 6298 allows for an answer), at least the floor.
+    /// When silence will be death, if nothing is heard before.
+    #[must_use]
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.live.deadline_us()
+    }
+
+    /// How long a silence must be before the link counts as down: two and a half of the peer's
+    /// intervals and a little for jitter, at least the floor.
     #[must_use]
     pub fn detection_time(&self) -> Duration {
-        Duration::from_micros(self.detection_us(self.peer_interval_us))
+        Duration::from_micros(self.live.detection_us())
     }
 
     /// What is believed now.
     pub fn estimate(&mut self, now_us: u64) -> LinkEstimate {
         let state = self.tick(now_us);
-        let numbers = &self.numbers;
+        let drift = self.drift.ppb();
         if matches!(state, LinkState::Unknown | LinkState::Down) {
-            return LinkEstimate::nothing(state);
+            return LinkEstimate {
+                drift_ppb: drift.map(|ppb| ppb as i32),
+                ..LinkEstimate::nothing(state)
+            };
         }
+        let numbers = &self.numbers;
         let as_duration = |us: f64| Duration::from_micros(us.round() as u64);
+        // Both as of the moment of the first one.
+        let (raw_in, raw_out) = (numbers.raw_in.least(), numbers.raw_out.least());
+        let raw_at = raw_in.map_or(0, |(at, _)| at);
+        let raw_out = raw_out.map(|(at, raw)| {
+            let later = raw_at as f64 - at as f64;
+            raw.wrapping_sub((later * drift.unwrap_or(0.0) / 1e9) as i64)
+        });
         LinkEstimate {
             state,
-            rtt_min: numbers.rtt.min().map(Duration::from_micros),
-            rtt_smoothed: numbers.smoothed.map(|(mean, _)| as_duration(mean)),
-            rtt_dev: numbers.smoothed.map(|(_, dev)| as_duration(dev)),
+            rtt_min: numbers
+                .rtt
+                .least()
+                .map(|(_, rtt)| Duration::from_micros(rtt)),
+            rtt_smoothed: numbers.smoothed.map(|smoothed| as_duration(smoothed.mean)),
+            rtt_dev: numbers
+                .smoothed
+                .map(|smoothed| as_duration(smoothed.deviation)),
             loss_in: loss(&numbers.inbound),
             loss_out: loss(&numbers.outbound),
-            raw_in_us: numbers.raw_in.min(),
-            raw_out_us: numbers.raw_out.min(),
+            raw_in_us: raw_in.map(|(_, raw)| raw),
+            raw_out_us: raw_out,
+            raw_age_us: self.live.now_us().saturating_sub(raw_at),
+            drift_ppb: drift.map(|ppb| ppb as i32),
         }
-    }
-
-    fn detection_us(&self, interval_us: u64) -> u64 {
-        let deviation = self
-            .numbers
-            .smoothed
-            .map_or(0.0, |(_, dev)| 4.0 * dev)
-            .min(1e6) as u64;
-        (u64::from(self.config.missed_probes) * interval_us + deviation)
-            .max(micros(self.config.detection_floor))
-    }
-
-    fn advance(&mut self, now_us: u64) {
-        let passed = now_us.saturating_sub(self.now_us);
-        self.now_us = self.now_us.max(now_us);
-        self.awake_us += passed.min(self.interval_us + self.interval_us / 2);
-    }
-
-    fn forget(&mut self, state: LinkState) {
-        self.state = state;
-        self.numbers = Numbers::default();
     }
 }
 
-/// RFC 6298, section 2: the deviation first, with the old mean. Unlike there the first samples are
-/// averaged evenly and the deviation begins at 0 instead of half the RTT: that is caution fit for
-/// a retransmission timer, but here it would read as jitter of a link nobody has seen vary.
-fn smooth(known: Option<(f64, f64)>, count: u32, rtt: f64) -> (f64, f64) {
-    let Some((mean, dev)) = known else {
-        return (rtt, 0.0);
+impl Numbers {
+    /// Whether the clocks have moved against each other by more than delays can explain: a machine
+    /// was suspended. (Half a round trip is how far the estimate can be off, each time.)
+    fn clocks_jumped(&self, now: u64, apart: i64, rtt: u64) -> bool {
+        let (Some((then, before)), Some(smoothed)) = (self.apart, self.smoothed) else {
+            return false;
+        };
+        let explained = (rtt + smoothed.last as u64) / 2 + 10_000;
+        let drifted = now.saturating_sub(then) / 2_000; // 500 ppm
+        apart.wrapping_sub(before).unsigned_abs() > explained + drifted
+    }
+
+    /// Forgets the minimum when all of late is far above it.
+    fn forget_unmet_minimum(&mut self, now: u64, window_us: u64, step_us: u64) {
+        let Some((_, least)) = self.rtt.least() else {
+            return;
+        };
+        let lately = self.rtt.least_since(now.saturating_sub(step_us));
+        let near = least + (least / 20).max(2_000);
+        if lately.is_some_and(|lately| lately > near) {
+            self.rtt.expire(now, step_us.min(window_us));
+        }
+    }
+}
+
+/// The mean as in RFC 6298 (α = 1/8), with the first samples averaged evenly. The deviation from
+/// successive differences, as RFC 3550 has it (section 6.4.1), less the √2 by which two independent
+/// values differ more than one from its mean, with β = 1/4.
+fn smooth(known: Option<Smoothed>, count: u32, rtt: f64) -> Smoothed {
+    let Some(Smoothed {
+        mean,
+        deviation,
+        last,
+    }) = known
+    else {
+        return Smoothed {
+            mean: rtt,
+            deviation: 0.0,
+            last: rtt,
+        };
     };
     let even = 1.0 / f64::from(count);
-    let dev = dev + even.max(1.0 / 4.0) * ((rtt - mean).abs() - dev);
-    (mean + even.max(1.0 / 8.0) * (rtt - mean), dev)
+    let apart = (rtt - last).abs() / std::f64::consts::SQRT_2;
+    Smoothed {
+        mean: mean + even.max(1.0 / 8.0) * (rtt - mean),
+        deviation: deviation + even.max(1.0 / 4.0) * (apart - deviation),
+        last: rtt,
+    }
 }
 
 fn push_count(counts: &mut VecDeque<(u64, Counted)>, now: u64, counted: Counted, window_us: u64) {
@@ -359,33 +449,6 @@ fn loss(counts: &VecDeque<(u64, Counted)>) -> Option<LossCount> {
     })
 }
 
-/// The minimum of the values within a sliding window: only those are kept that can still become
-/// the minimum.
-#[derive(Debug, Clone)]
-struct WindowedMin<T>(VecDeque<(u64, T)>);
-
-impl<T> Default for WindowedMin<T> {
-    fn default() -> Self {
-        Self(VecDeque::new())
-    }
-}
-
-impl<T: Copy + Ord> WindowedMin<T> {
-    fn push(&mut self, now: u64, value: T, window_us: u64) {
-        while self.0.back().is_some_and(|&(_, last)| last >= value) {
-            self.0.pop_back();
-        }
-        self.0.push_back((now, value));
-        while self.0.front().is_some_and(|&(at, _)| at + window_us < now) {
-            self.0.pop_front();
-        }
-    }
-
-    fn min(&self) -> Option<T> {
-        self.0.front().map(|&(_, value)| value)
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

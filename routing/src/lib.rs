@@ -15,22 +15,28 @@
 //!      ─▶ Planner ─ PlanTables { in-trees, out-trees, backups }
 //! ```
 
+pub mod budget;
 pub mod clock_sync;
 pub mod cost;
+mod drift;
 pub mod estimator;
+mod liveness;
 pub mod matrix;
 pub mod paths;
 pub mod planner;
 pub mod probe;
 pub mod reaction;
 pub mod tree;
+mod window;
 
 #[cfg(test)]
 mod testing;
 
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
-pub use estimator::{EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample};
+pub use estimator::{
+    EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, LossCount, ProbeSample,
+};
 pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
 pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};

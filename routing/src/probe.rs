@@ -23,6 +23,16 @@ pub struct ProbeFields {
     pub interval_us: u32,
     /// The newest probe that the sender has received from the other end.
     pub echo: Option<ProbeEcho>,
+    /// What the sender thinks of the link; `None` from a version that does not say it.
+    pub state: Option<LinkState>,
+    /// The sender uses the link: both ends shall probe it fast.
+    pub in_use: bool,
+    /// A probe is asked for at once.
+    pub answer: bool,
+    /// The way to the sender is degraded.
+    pub degraded_in: bool,
+    /// The way from the sender is degraded, as far as it has seen by itself.
+    pub degraded_out: bool,
 }
 
 /// A probe returned to who sent it.
@@ -92,6 +102,7 @@ pub struct ProbeSession {
     echoed: u32,
     peer: Option<Peer>,
     ended: [Option<u32>; ENDED_SESSIONS],
+    in_use: bool,
     estimator: LinkEstimator,
 }
 
@@ -104,6 +115,9 @@ struct Peer {
     seen: u64,
     received: u32,
     newest: ProbeEcho,
+    /// It uses the link.
+    in_use: bool,
+    state: Option<LinkState>,
 }
 
 impl ProbeSession {
@@ -119,6 +133,7 @@ impl ProbeSession {
             echoed: 0,
             peer: None,
             ended: [None; ENDED_SESSIONS],
+            in_use: false,
             estimator: LinkEstimator::new(interval, config),
         }
     }
@@ -136,9 +151,30 @@ impl ProbeSession {
         self.estimator.set_intervals(interval, peers);
     }
 
+    /// Whether we use the link, which the peer learns from the next probe. When we begin to, the
+    /// peer has a round trip to begin probing fast.
+    pub fn set_in_use(&mut self, now_us: u64, in_use: bool) {
+        if in_use && !self.in_use {
+            self.estimator.call(now_us);
+        }
+        self.in_use = in_use;
+    }
+
+    /// Whether the peer says that it uses the link.
+    #[must_use]
+    pub fn peer_uses_it(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.in_use)
+    }
+
+    /// What the peer says of the link; `None` before it has said anything.
+    #[must_use]
+    pub fn peer_says(&self) -> Option<LinkState> {
+        self.peer.and_then(|peer| peer.state)
+    }
+
     /// The probe to send now.
     pub fn next_probe(&mut self, now_us: u64) -> ProbeFields {
-        self.estimator.tick(now_us);
+        let state = self.estimator.tick(now_us);
         self.last_seq = self.last_seq.wrapping_add(1).max(1);
         self.sent[self.last_seq as usize % REMEMBERED] = (self.last_seq, now_us);
         ProbeFields {
@@ -150,6 +186,12 @@ impl ProbeSession {
                 received: peer.received,
                 ..peer.newest
             }),
+            state: Some(state),
+            in_use: self.in_use,
+            // A link that warms up does so at the speed of its round trips.
+            answer: matches!(state, LinkState::Unknown | LinkState::Warming),
+            degraded_in: false,
+            degraded_out: false,
         }
     }
 
@@ -180,12 +222,20 @@ impl ProbeSession {
             seen: 0,
             received: 0,
             newest: echo_of_it,
+            in_use: false,
+            state: None,
         });
-        match peer.note(probe.seq) {
-            Ok(true) => peer.newest = echo_of_it,
-            Ok(false) => {}
+        let newest = match peer.note(probe.seq) {
+            Ok(newest) => newest,
             Err(refused) => return refused,
+        };
+        if newest {
+            peer.newest = echo_of_it;
+            peer.in_use = probe.in_use;
+            peer.state = probe.state;
         }
+        // What an overtaken probe says of the link is no longer so.
+        let peer_says = peer.state;
         let inbound = Counted {
             sent: peer.highest,
             received: peer.received,
@@ -193,15 +243,19 @@ impl ProbeSession {
         let round = probe
             .echo
             .and_then(|echo| self.round_trip(now_us, probe.sent_us, &echo));
-        let peers_interval = Duration::from_micros(probe.interval_us.into());
-        self.estimator.set_intervals(self.interval, peers_interval);
+        if newest {
+            let peers_interval = Duration::from_micros(probe.interval_us.into());
+            self.estimator.set_intervals(self.interval, peers_interval);
+        }
         self.estimator.on_sample(&ProbeSample {
             now_us,
             rtt: round.map(|round| round.rtt),
             raw_in_us: now_us.wrapping_sub(probe.sent_us) as i64,
             raw_out_us: round.map(|round| round.raw_out_us),
+            held_us: round.map_or(0, |round| round.held_us),
             inbound,
             outbound: round.map(|round| round.outbound),
+            peer_says,
         });
         verdict
     }
@@ -220,6 +274,18 @@ impl ProbeSession {
     /// What is believed about the link now.
     pub fn estimate(&mut self, now_us: u64) -> LinkEstimate {
         self.estimator.estimate(now_us)
+    }
+
+    /// The state as it was when last looked at.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.estimator.state()
+    }
+
+    /// When the link is down unless something is heard before: look then.
+    #[must_use]
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.estimator.deadline_us()
     }
 
     /// How long a silence makes the link down.
@@ -242,6 +308,7 @@ impl ProbeSession {
         Some(Round {
             rtt: Duration::from_micros(rtt_us),
             raw_out_us: echo.received_us.wrapping_sub(sent_us) as i64,
+            held_us,
             outbound: Counted {
                 sent: echo.seq,
                 received: echo.received,
@@ -254,6 +321,7 @@ impl ProbeSession {
 struct Round {
     rtt: Duration,
     raw_out_us: i64,
+    held_us: u64,
     outbound: Counted,
 }
 
@@ -579,6 +647,11 @@ mod tests {
                     sent_us: stamps[0],
                     interval_us: words[4],
                     echo: echoed.then_some(echo),
+                    state: [None, Some(LinkState::Down), Some(LinkState::Up)][near as usize % 3],
+                    in_use: echoed,
+                    answer: echoed,
+                    degraded_in: echoed,
+                    degraded_out: echoed,
                 };
                 a.on_probe(stamps[3] >> (words[2] % 64), &probe);
                 let link = a.estimate(n as u64);

@@ -8,7 +8,7 @@ mod trace;
 
 pub use access::AccessHeader;
 pub use link::{Destination, LinkHeader, MAX_DEFLECTIONS, MAX_PASSED};
-pub use probe::Probe;
+pub use probe::{Probe, ProbeState};
 pub use relay_set::{MAX_SET_BYTES, RelaySet};
 pub use trace::{MAX_HOPS, Trace, TraceRecord};
 

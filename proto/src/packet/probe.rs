@@ -8,6 +8,9 @@ use crate::PlanId;
 /// one-way differences and the loss of each direction.
 ///
 /// Stamps are microseconds of the sender's monotonic clock, from an origin of its own.
+///
+/// Each also says what its sender thinks of the link, as BFD does (RFC 5880, section 4.1): the end
+/// that hears nothing any more tells the other one, which may hear everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Probe {
     /// The sender's measuring session: random, so that a restarted relay is not taken for itself.
@@ -30,7 +33,51 @@ pub struct Probe {
     pub interval_us: u32,
     /// Oldest plan this relay still stamps: what it names must be kept.
     pub oldest_stamped: PlanId,
+    /// What the sender thinks of the link.
+    pub state: ProbeState,
+    /// The sender uses the link, or is about to: both ends shall probe it fast. About the sender
+    /// alone, or two ends would keep each other fast for ever.
+    pub in_use: bool,
+    /// A probe is asked for at once.
+    pub answer: bool,
+    /// What comes from the peer comes far later, or less of it, than is normal for the link.
+    pub degraded_in: bool,
+    /// The same of what goes to the peer, as the sender of this probe has seen it by itself.
+    pub degraded_out: bool,
 }
+
+/// What the sender of a probe thinks of the link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProbeState {
+    /// Not said: by a version that says nothing of it, or in words of a later one.
+    #[default]
+    NotSaid = 0,
+    /// Nothing heard yet.
+    Unknown = 1,
+    /// Heard, but not for long enough.
+    Warming = 2,
+    /// Good.
+    Up = 3,
+    /// Silent.
+    Down = 4,
+}
+
+impl ProbeState {
+    fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Unknown,
+            2 => Self::Warming,
+            3 => Self::Up,
+            4 => Self::Down,
+            _ => Self::NotSaid,
+        }
+    }
+}
+
+const IN_USE: u8 = 1;
+const ANSWER: u8 = 1 << 1;
+const DEGRADED_IN: u8 = 1 << 2;
+const DEGRADED_OUT: u8 = 1 << 3;
 
 impl Probe {
     /// Length, in bytes.
@@ -59,6 +106,11 @@ impl Probe {
                 epoch: u16_at(bytes, 48),
                 number: u32_at(bytes, 50),
             },
+            state: ProbeState::from_code(bytes[54]),
+            in_use: bytes[55] & IN_USE != 0,
+            answer: bytes[55] & ANSWER != 0,
+            degraded_in: bytes[55] & DEGRADED_IN != 0,
+            degraded_out: bytes[55] & DEGRADED_OUT != 0,
         })
     }
 
@@ -77,6 +129,15 @@ impl Probe {
         out[40..48].copy_from_slice(&self.echo_received_us.to_be_bytes());
         out[48..50].copy_from_slice(&self.oldest_stamped.epoch.to_be_bytes());
         out[50..54].copy_from_slice(&self.oldest_stamped.number.to_be_bytes());
+        out[54] = self.state as u8;
+        for (said, bit) in [
+            (self.in_use, IN_USE),
+            (self.answer, ANSWER),
+            (self.degraded_in, DEGRADED_IN),
+            (self.degraded_out, DEGRADED_OUT),
+        ] {
+            out[55] |= if said { bit } else { 0 };
+        }
         out[56..60].copy_from_slice(&self.interval_us.to_be_bytes());
         out
     }

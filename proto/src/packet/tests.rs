@@ -102,7 +102,15 @@ proptest! {
         (echo_discriminator, echo_sequence) in any::<(u32, u32)>(),
         (sent_us, echo_sent_us, echo_received_us) in any::<(u64, u64, u64)>(),
         (epoch, number) in any::<(u16, u32)>(),
+        (state, said) in (0..5_usize, any::<[bool; 4]>()),
     ) {
+        let states = [
+            ProbeState::NotSaid,
+            ProbeState::Unknown,
+            ProbeState::Warming,
+            ProbeState::Up,
+            ProbeState::Down,
+        ];
         let probe = Probe {
             discriminator,
             sequence,
@@ -114,6 +122,11 @@ proptest! {
             received,
             interval_us,
             oldest_stamped: PlanId { epoch, number },
+            state: states[state],
+            in_use: said[0],
+            answer: said[1],
+            degraded_in: said[2],
+            degraded_out: said[3],
         };
         prop_assert_eq!(Probe::decode(&probe.encode()), Ok(probe));
     }
@@ -164,6 +177,22 @@ proptest! {
             prop_assert!(set.relays().len() <= 8 * length);
         }
     }
+}
+
+#[test]
+fn what_a_probe_says_of_its_link_lies_where_it_is_documented() {
+    let probe = Probe {
+        state: ProbeState::Down,
+        in_use: true,
+        degraded_in: true,
+        ..Probe::default()
+    };
+    let mut bytes = probe.encode();
+    assert_eq!((bytes[54], bytes[55]), (4, 0b0101));
+    // In words of a later version it says nothing.
+    bytes[54] = 200;
+    bytes[55] = 0xf0;
+    assert_eq!(Probe::decode(&bytes), Ok(Probe::default()));
 }
 
 #[test]

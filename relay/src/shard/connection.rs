@@ -23,13 +23,14 @@ pub(super) const SESSION_STREAMS: usize = 8;
 /// Message streams towards a relay.
 pub(super) const LINK_STREAMS: usize = 32;
 /// Most bytes of messages waiting for one client.
-const SESSION_MESSAGE_BYTES: usize = 1 << 20;
+const SESSION_MESSAGE_BYTES: usize = 2 << 20;
 /// Most bytes of messages waiting for one link.
-const LINK_MESSAGE_BYTES: usize = 16 << 20;
+const LINK_MESSAGE_BYTES: usize = 32 << 20;
 /// Most bytes of control messages waiting for one connection: whoever reads none for so long is
 /// not talking to us.
 const MAX_CONTROL_BYTES: usize = 1 << 20;
-/// Stream bytes handed to QUIC between two rounds of sending.
+/// Most stream bytes that QUIC has taken and not sent: it has enough to work on, and what waits in our
+/// queue can still be scheduled, or go another way when the link fails.
 const STREAM_BATCH: usize = 16 << 10;
 
 /// What a connection is to us.
@@ -78,6 +79,8 @@ pub(super) struct Conn {
     control_bytes: usize,
     streams: Vec<OutStream>,
     next_stream: usize,
+    /// Stream bytes that QUIC has taken and not sent. Estimated: all that is sent is taken to be such.
+    unsent: usize,
 }
 
 #[derive(Debug)]
@@ -124,6 +127,7 @@ impl Conn {
             control_bytes: 0,
             streams: (0..streams).map(|_| OutStream::default()).collect(),
             next_stream: 0,
+            unsent: 0,
         }
     }
 
@@ -258,6 +262,11 @@ impl Conn {
         progress
     }
 
+    /// Notes that QUIC has sent so many bytes.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.unsent = self.unsent.saturating_sub(bytes);
+    }
+
     fn pump_control(&mut self) -> bool {
         let Some(id) = self.control_stream else {
             return false;
@@ -320,7 +329,10 @@ impl Conn {
     }
 
     fn pump_messages(&mut self, leaving: Leaving, metrics: &Metrics) -> bool {
-        let mut budget = STREAM_BATCH;
+        let mut budget = STREAM_BATCH.saturating_sub(self.unsent);
+        if budget == 0 {
+            return false;
+        }
         let mut progress = false;
         let count = self.queue.streams();
         for offset in 0..count {
@@ -348,6 +360,7 @@ impl Conn {
                 }
                 let written = stream.write(&mut self.quic);
                 budget = budget.saturating_sub(written);
+                self.unsent += written;
                 progress |= written > 0;
             }
         }

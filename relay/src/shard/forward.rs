@@ -12,7 +12,8 @@ use tradewind_proto::{
 
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
-    forwarder::{self, Verdict},
+    flow::FlowHash,
+    forwarder::{self, Neighbour, Verdict},
     packet::Packet,
     queue::Queued,
     watch::Passage,
@@ -29,11 +30,13 @@ impl Shard {
                 payload: &packet.payload(),
             });
         }
-        let verdict = forwarder::route(&packet.header, &tables, |relay| self.link_is_up(relay));
+        let verdict = forwarder::route(&packet.header, &tables, |relay| self.neighbour(relay));
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
             Verdict::Local(locator) => self.deliver(locator, packet, now),
-            Verdict::Link { next, deflected } => {
+            Verdict::Link {
+                next, deflected, ..
+            } => {
                 let header = &mut packet.header;
                 if header.sender.relay != tables.me && !header.pass(tables.me) {
                     self.metrics.count_drop(DropReason::HopLimit);
@@ -43,15 +46,18 @@ impl Shard {
                 if header.plan != tables.active && tables.plan(header.plan).is_none() {
                     self.metrics.unknown_plans.inc();
                 }
-                if deflected {
+                if let Some(reason) = deflected {
                     header.deflections += 1;
                     packet.deflected = true;
-                    self.metrics.deflections.inc();
+                    self.metrics.count_deflection(reason);
                 }
                 let Some(key) = self.peers.get(&next).and_then(|peer| peer.conn) else {
                     self.metrics.count_drop(DropReason::NoWay);
                     return;
                 };
+                if packet.header.kind != Kind::Control {
+                    self.link_carries(key, now);
+                }
                 self.enqueue(key, Queued { packet, handle: 0 }, now);
             }
             Verdict::Drop(reason) => {
@@ -99,11 +105,25 @@ impl Shard {
                     payload.extend_from_slice(&Trace::encode(trace));
                 }
                 payload.extend_from_slice(&packet.payload());
+                // It keeps to the rules of the request, by a tree of the plan of here and now.
+                let asked = &packet.header;
+                let rules = self
+                    .tables
+                    .plan(asked.plan)
+                    .map_or(0, |plan| plan.rules_of(asked.profile, asked.tree));
+                let stamp = self.tables.stamp(
+                    FlowHash::new(asked.sender, asked.flow),
+                    asked.profile,
+                    asked.sender.relay,
+                    |_| rules,
+                );
                 let header = LinkHeader {
                     kind: Kind::EchoReply,
                     hop_limit: forwarder::HOP_LIMIT,
                     deflections: 0,
-                    plan: self.tables.active,
+                    plan: stamp.plan,
+                    profile: stamp.profile,
+                    tree: stamp.tree,
                     age_us: 0,
                     sender: Locator::relay_itself(me),
                     destination: Destination::Session(packet.header.sender),
@@ -117,13 +137,36 @@ impl Shard {
         }
     }
 
-    fn link_is_up(&self, relay: RelayIndex) -> bool {
-        self.peers
+    /// How it stands with the links to another relay.
+    fn neighbour(&self, relay: RelayIndex) -> Neighbour {
+        let up = self
+            .peers
             .get(&relay)
             .and_then(|peer| self.conn(peer.conn?))
             .is_some_and(|conn| match &conn.role {
                 Role::Link(link) => conn.alive && link.is_up(),
                 Role::Session(_) => false,
-            })
+            });
+        if up { Neighbour::Up } else { Neighbour::Down }
+    }
+
+    /// A link is down: what waits to be sent over it goes another way at once. (What QUIC has taken
+    /// already cannot be had back; resending from end to end covers it.)
+    pub(super) fn requeue(&mut self, key: ConnKey, now: Instant) {
+        let waiting: Vec<Queued> = self
+            .conn_mut(key)
+            .map_or_else(Vec::new, |conn| conn.queue.drain().collect());
+        self.forward_again(waiting, now);
+    }
+
+    /// Forwards what waited for a link that is no more. It is as much as one queue holds, and ends up
+    /// in other queues, which are bounded as well.
+    pub(super) fn forward_again(&mut self, waiting: Vec<Queued>, now: Instant) {
+        let me = self.tables.me;
+        for Queued { mut packet, .. } in waiting {
+            packet.take_back(me);
+            self.metrics.requeued.inc();
+            self.forward(packet, now);
+        }
     }
 }

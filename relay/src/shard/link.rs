@@ -1,36 +1,32 @@
-//! Links to other relays: dialling, greeting, probing, and what is reported of them.
+//! Links to other relays: dialling and greeting. What measures them is in [`super::probing`].
 
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use rand::RngExt;
 use tradewind_proto::{
-    CloseCode, DropReason, PlanId, RelayIndex, Uplink,
-    control::{self, LinkHello},
+    CloseCode, DropReason, RelayIndex, Uplink,
+    control::LinkHello,
     frame_message,
-    packet::{Kind, Probe, peek_kind},
+    packet::{Kind, peek_kind},
 };
-use tradewind_routing::{EstimatorConfig, LinkState, ProbeEcho, ProbeFields, ProbeSession};
+use tradewind_routing::LinkState;
 use tradewind_trust::{cert_name, tls, verify_peer_name};
 
 use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
+    probing::Probing,
 };
 use crate::packet::Packet;
 
-/// Probes per second and link while they are few.
-const PROBE_INTERVAL: Duration = Duration::from_millis(100);
-/// Added to the interval for every link, so that the probes of a relay with many links stay within
-/// a budget (200 a second).
-const PROBE_INTERVAL_PER_LINK: Duration = Duration::from_millis(5);
-/// How long a link that answers no more keeps its connection: a new one is the quicker way back,
-/// for QUIC has backed off by then.
-const DOWN_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a connection may take to be greeted.
+/// How long a connection may take to be greeted, once it stands.
 const HELLO_PATIENCE: Duration = Duration::from_secs(3);
+/// How long one that we dial may take to stand: QUIC repeats its first packets ever more seldom, so
+/// that dialling anew is the quicker way to a peer that has come back.
+const DIAL_PATIENCE: Duration = Duration::from_millis(1_500);
 const FIRST_REDIAL: Duration = Duration::from_millis(100);
-const LAST_REDIAL: Duration = Duration::from_secs(2);
+const LAST_REDIAL: Duration = Duration::from_secs(1);
 
 /// A connection to another relay.
 #[derive(Debug)]
@@ -41,9 +37,11 @@ pub(crate) struct Link {
     dialed: bool,
     since: Instant,
     greeted: bool,
-    probing: ProbeSession,
+    pub(super) probing: Probing,
     pub(super) state: LinkState,
-    down_since: Option<Instant>,
+    /// It has been down since the connection stands.
+    pub(super) been_down: bool,
+    pub(super) down_since: Option<Instant>,
     /// One-way estimate of the delay from the peer.
     pub(super) delay_in: Duration,
 }
@@ -57,29 +55,31 @@ pub(super) struct Peer {
 }
 
 impl Link {
-    fn new(
-        peer: Option<RelayIndex>,
-        dialed: bool,
-        session: u32,
-        interval: Duration,
-        now: Instant,
-    ) -> Self {
+    fn new(peer: Option<RelayIndex>, dialed: bool, session: u32, now: Instant) -> Self {
         Self {
             peer,
             uplink: Uplink::default(),
             dialed,
             since: now,
             greeted: false,
-            probing: ProbeSession::new(session, interval, EstimatorConfig::default()),
+            probing: Probing::new(session, now),
             state: LinkState::Unknown,
+            been_down: false,
             down_since: None,
             delay_in: Duration::ZERO,
         }
     }
 
-    /// Whether packets may be sent over it.
+    /// Whether packets may be sent over it. A new connection is good for them before the link is
+    /// warm: its handshake was a round trip. One that has been down has to be up again: what is heard
+    /// of it says nothing about the way out.
     pub(super) fn is_up(&self) -> bool {
-        self.greeted && self.state != LinkState::Down
+        let good = match self.state {
+            LinkState::Up => true,
+            LinkState::Unknown | LinkState::Warming => !self.been_down,
+            LinkState::Down => false,
+        };
+        self.greeted && good
     }
 }
 
@@ -87,8 +87,7 @@ impl Shard {
     /// A new link connection that another relay has dialled.
     pub(super) fn accepted_link(&mut self, now: Instant) -> Role {
         let session = self.rng.random_range(1..=u32::MAX);
-        let interval = self.probe_interval();
-        Role::Link(Box::new(Link::new(None, false, session, interval, now)))
+        Role::Link(Box::new(Link::new(None, false, session, now)))
     }
 
     /// Brings the peers in line with the list of relays: dials the new ones (the lower name dials),
@@ -118,12 +117,6 @@ impl Shard {
                 if self.name < member.name {
                     self.timers.push(now, TimerKey::Dial(member.index));
                 }
-            }
-        }
-        let interval = self.probe_interval();
-        for link in self.links.conns.iter_mut().flatten() {
-            if let Role::Link(link) = &mut link.role {
-                link.probing.set_interval(interval);
             }
         }
     }
@@ -158,14 +151,13 @@ impl Shard {
         match result {
             Ok((handle, quic)) => {
                 let session = self.rng.random_range(1..=u32::MAX);
-                let interval = self.probe_interval();
-                let link = Link::new(Some(index), true, session, interval, now);
+                let link = Link::new(Some(index), true, session, now);
                 let key = self.insert(super::Port::Link, handle, quic, Role::Link(Box::new(link)));
                 if let Some(peer) = self.peers.get_mut(&index) {
                     peer.conn = Some(key);
                 }
                 self.timers
-                    .push(now + HELLO_PATIENCE, TimerKey::Greeting(key));
+                    .push(now + DIAL_PATIENCE, TimerKey::Dialled(key));
             }
             Err(error) => {
                 tracing::warn!(peer = %member.name, %address, %error, "cannot dial");
@@ -272,7 +264,14 @@ impl Shard {
         }
         tracing::debug!(peer = %member.name, dialed, "link connected");
         self.mark(key);
-        self.timers.push(now, TimerKey::Probe(key));
+        self.begin_probing(key, now);
+    }
+
+    /// The time for a connection to stand is over.
+    pub(super) fn dialled(&mut self, key: ConnKey, now: Instant) {
+        if self.conn_mut(key).is_some_and(|conn| !conn.alive) {
+            self.close(key, CloseCode::Timeout, "no answer", now);
+        }
     }
 
     /// The time to be greeted is over.
@@ -284,34 +283,6 @@ impl Shard {
         if late {
             self.close(key, CloseCode::Timeout, "no hello in time", now);
         }
-    }
-
-    /// Sends the next probe of a link, and looks whether the peer still answers.
-    pub(super) fn probe_due(&mut self, key: ConnKey, now: Instant) {
-        let now_us = self.micros(now);
-        let oldest_stamped = self.tables.active;
-        let jitter = self.rng.random_range(0.9..1.1);
-        let Some(conn) = self.conn_mut(key) else {
-            return;
-        };
-        let Role::Link(link) = &mut conn.role else {
-            return;
-        };
-        if conn.over {
-            return;
-        }
-        let fields = link.probing.next_probe(now_us);
-        let interval = link.probing.interval().mul_f64(jitter);
-        let probe = wire(&fields, oldest_stamped);
-        // Before all else: a probe that waited would measure our queue. QUIC drops its oldest
-        // datagram if it must.
-        let _ = conn
-            .quic
-            .datagrams()
-            .send(probe.encode().to_vec().into(), true);
-        self.mark(key);
-        self.timers.push(now + interval, TimerKey::Probe(key));
-        self.judge(key, now);
     }
 
     /// A datagram from a link: a probe or a packet.
@@ -347,55 +318,6 @@ impl Shard {
         }
     }
 
-    fn on_probe(&mut self, key: ConnKey, bytes: &[u8], now: Instant) {
-        let now_us = self.micros(now);
-        let Ok(probe) = Probe::decode(bytes) else {
-            self.metrics.count_drop(DropReason::Malformed);
-            return;
-        };
-        let Some(Conn {
-            role: Role::Link(link),
-            ..
-        }) = self.conn_mut(key)
-        else {
-            return;
-        };
-        link.probing.on_probe(now_us, &fields(&probe));
-        self.judge(key, now);
-    }
-
-    /// Follows a link's state; a change is reported at once.
-    fn judge(&mut self, key: ConnKey, now: Instant) {
-        let now_us = self.micros(now);
-        let Some(Conn {
-            role: Role::Link(link),
-            ..
-        }) = self.conn_mut(key)
-        else {
-            return;
-        };
-        let estimate = link.probing.estimate(now_us);
-        link.delay_in = estimate.rtt_min.unwrap_or_default() / 2;
-        let before = std::mem::replace(&mut link.state, estimate.state);
-        let after = link.state;
-        let peer = link.peer;
-        if before != after {
-            link.down_since = (after == LinkState::Down).then_some(now);
-            if after == LinkState::Up || after == LinkState::Down {
-                let name = peer.and_then(|peer| self.tables.name_of(peer));
-                tracing::info!(peer = name, state = ?after, "link");
-                self.metrics.link_changes.inc();
-                self.report_links(now);
-            }
-        } else if link
-            .down_since
-            .is_some_and(|since| now.saturating_duration_since(since) > DOWN_PATIENCE)
-        {
-            link.down_since = None;
-            self.close(key, CloseCode::Timeout, "no answers", now);
-        }
-    }
-
     /// A link's connection is over.
     pub(super) fn link_over(&mut self, key: ConnKey, peer: RelayIndex, now: Instant) {
         let Some(entry) = self.peers.get_mut(&peer) else {
@@ -403,105 +325,8 @@ impl Shard {
         };
         if entry.conn == Some(key) {
             entry.conn = None;
-            self.report_links(now);
+            self.report_soon(now);
             self.redial_later(peer, now);
         }
-    }
-
-    /// The links' states, for the controller.
-    pub(super) fn link_states(&mut self, now: Instant) -> Vec<control::LinkState> {
-        let now_us = self.micros(now);
-        let peers: Vec<_> = self
-            .peers
-            .iter()
-            .map(|(&index, peer)| (index, peer.conn))
-            .collect();
-        let mut states = Vec::with_capacity(peers.len());
-        for (index, key) in peers {
-            let Some(name) = self.tables.name_of(index).map(str::to_owned) else {
-                continue;
-            };
-            let link = key.and_then(|key| self.conn_mut(key)).and_then(|conn| {
-                let stats = conn.quic.stats();
-                match &mut conn.role {
-                    Role::Link(link) => Some((link, stats)),
-                    Role::Session(_) => None,
-                }
-            });
-            let Some((link, stats)) = link else {
-                // Not connected: nobody answers there.
-                states.push(control::LinkState {
-                    peer: name,
-                    state: control::link_state::State::Down as i32,
-                    ..Default::default()
-                });
-                continue;
-            };
-            let estimate = link.probing.estimate(now_us);
-            let micros =
-                |d: Option<Duration>| d.map_or(0, |d| u32::try_from(d.as_micros()).unwrap_or(0));
-            let ppm = |loss: Option<tradewind_routing::estimator::LossCount>| {
-                loss.map_or(0, |loss| (loss.share() * 1e6) as u32)
-            };
-            states.push(control::LinkState {
-                peer: name,
-                uplink: u32::from(link.uplink.0),
-                state: match estimate.state {
-                    LinkState::Up => control::link_state::State::Up,
-                    LinkState::Down => control::link_state::State::Down,
-                    _ => control::link_state::State::Unknown,
-                } as i32,
-                rtt_min_us: micros(estimate.rtt_min),
-                rtt_smoothed_us: micros(estimate.rtt_smoothed),
-                rtt_deviation_us: micros(estimate.rtt_dev),
-                loss_in_ppm: ppm(estimate.loss_in),
-                loss_out_ppm: ppm(estimate.loss_out),
-                raw_in_us: estimate.raw_in_us.unwrap_or_default(),
-                raw_out_us: estimate.raw_out_us.unwrap_or_default(),
-                raw_known: estimate.raw_in_us.is_some() && estimate.raw_out_us.is_some(),
-                bytes_sent: stats.udp_tx.bytes,
-                bytes_received: stats.udp_rx.bytes,
-                packets_sent: stats.udp_tx.datagrams,
-                packets_received: stats.udp_rx.datagrams,
-                ..Default::default()
-            });
-        }
-        states
-    }
-
-    fn probe_interval(&self) -> Duration {
-        PROBE_INTERVAL.max(PROBE_INTERVAL_PER_LINK * self.peers.len() as u32)
-    }
-}
-
-fn wire(fields: &ProbeFields, oldest_stamped: PlanId) -> Probe {
-    let echo = fields.echo;
-    Probe {
-        discriminator: fields.session,
-        sequence: fields.seq,
-        sent_us: fields.sent_us,
-        interval_us: fields.interval_us,
-        echo_discriminator: echo.map_or(0, |echo| echo.session),
-        echo_sequence: echo.map_or(0, |echo| echo.seq),
-        echo_sent_us: echo.map_or(0, |echo| echo.sent_us),
-        echo_received_us: echo.map_or(0, |echo| echo.received_us),
-        received: echo.map_or(0, |echo| echo.received),
-        oldest_stamped,
-    }
-}
-
-fn fields(probe: &Probe) -> ProbeFields {
-    ProbeFields {
-        session: probe.discriminator,
-        seq: probe.sequence,
-        sent_us: probe.sent_us,
-        interval_us: probe.interval_us,
-        echo: (probe.echo_discriminator != 0).then_some(ProbeEcho {
-            session: probe.echo_discriminator,
-            seq: probe.echo_sequence,
-            sent_us: probe.echo_sent_us,
-            received_us: probe.echo_received_us,
-            received: probe.received,
-        }),
     }
 }

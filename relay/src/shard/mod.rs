@@ -9,6 +9,8 @@ mod connection;
 mod endpoints;
 mod forward;
 mod link;
+mod probing;
+mod report;
 mod requests;
 mod session;
 mod timers;
@@ -29,7 +31,7 @@ use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    CloseCode, DropReason, Locator, RelayIndex, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
@@ -39,20 +41,23 @@ use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
     link::Peer,
+    probing::PlanUse,
     requests::Request,
     timers::Timers,
 };
 use crate::{
     directory::{Directory, RENEWAL},
     metrics::Metrics,
+    queue::Queued,
     tables::Tables,
 };
 
 /// What we call ourselves to others.
 pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
 
-/// How often links are reported to the controller.
-const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
+/// what it has stamped has arrived.
+const STAMPED_FOR: Duration = Duration::from_secs(60);
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
@@ -64,10 +69,13 @@ const MAX_HANDSHAKES: usize = 5_000;
 enum TimerKey {
     Quic(ConnKey),
     Probe(ConnKey),
+    Silence(ConnKey),
     Greeting(ConnKey),
+    Dialled(ConnKey),
     Dial(RelayIndex),
     Request(u64),
     Report,
+    ReportSoon,
     Renewal,
 }
 
@@ -134,8 +142,15 @@ pub(crate) enum News {
         sessions: usize,
         /// Filled in by the driver, which knows when it waits. Parts per thousand.
         busy_permille: u32,
+        /// What own sessions have sent since the start, by the destination's relay index.
+        demand: Vec<ClassBytes>,
+        /// The oldest plan that neighbours stamp; [`PlanId::NONE`] while none has said so.
+        oldest_stamped: PlanId,
     },
 }
+
+/// Payload bytes by class.
+pub(crate) type ClassBytes = [u64; Class::ALL.len()];
 
 /// The data plane of one core.
 pub(crate) struct Shard {
@@ -155,6 +170,15 @@ pub(crate) struct Shard {
     /// Messages from this relay to itself.
     own_messages: VecDeque<control::RelayMessage>,
     peers: BTreeMap<RelayIndex, Peer>,
+    /// The oldest plan that each neighbour stamps, and when it said so.
+    stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
+    /// By the destination's relay index.
+    demand: Vec<ClassBytes>,
+    /// What the stamped plan makes of them.
+    plan_use: PlanUse,
+    /// When links were last reported, and when they are next out of turn.
+    reported_at: Option<Instant>,
+    report_at: Option<Instant>,
     /// By slot - 1: generation and connection.
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
@@ -171,6 +195,8 @@ pub(crate) struct Shard {
     now: Instant,
     wall: SystemTime,
     draining: bool,
+    /// Everything is being closed.
+    stopping: bool,
     news: VecDeque<News>,
     buffer: Vec<u8>,
 }
@@ -205,6 +231,11 @@ impl Shard {
             inbox: VecDeque::new(),
             own_messages: VecDeque::new(),
             peers: BTreeMap::new(),
+            stamped: BTreeMap::new(),
+            demand: Vec::new(),
+            plan_use: PlanUse::default(),
+            reported_at: None,
+            report_at: None,
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
@@ -218,6 +249,7 @@ impl Shard {
             now,
             wall,
             draining: false,
+            stopping: false,
             news: VecDeque::new(),
             buffer: Vec::new(),
         }
@@ -275,6 +307,7 @@ impl Shard {
             }
             Command::Drain { deadline } => self.drain(deadline, now),
             Command::Close => {
+                self.stopping = true;
                 for port in Port::ALL {
                     for key in self.endpoints(port).keys() {
                         self.close(key, CloseCode::Draining, "the relay stops", now);
@@ -354,6 +387,11 @@ impl Shard {
             }
         }
         self.update_peers(now);
+        self.plan_use = self
+            .tables
+            .active_plan()
+            .map_or_else(PlanUse::default, |plan| PlanUse::of(&plan.part));
+        self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_since = now;
             self.announce_all(now);
@@ -364,6 +402,9 @@ impl Shard {
         self.metrics
             .plan_number
             .set(i64::from(self.tables.active.number));
+        self.metrics
+            .stamped_share
+            .set(i64::from(self.tables.stamping.share));
     }
 
     fn drain(&mut self, deadline: Duration, now: Instant) {
@@ -453,6 +494,7 @@ impl Shard {
 
     /// Lets a connection work: endpoint events, then what it has for us.
     fn drive(&mut self, key: ConnKey) {
+        let now_us = self.micros(self.now);
         let inbox = &mut self.inbox;
         let endpoints = match key.port {
             Port::Client => &mut self.clients,
@@ -473,6 +515,9 @@ impl Shard {
             }
         }
         conn.read(|input| inbox.push_back((key, input)));
+        if let Role::Link(link) = &mut conn.role {
+            link.probing.observe(&conn.quic.stats(), now_us);
+        }
         // Not before what it carried has been ended: the news of a timeout, which drains at once,
         // still lies in the inbox.
         if conn.over && conn.quic.is_drained() {
@@ -545,6 +590,7 @@ impl Shard {
                     else {
                         break;
                     };
+                    conn.sent(transmit.size);
                     if !send(key.port, &transmit, &buffer[..transmit.size]) {
                         // The datagram itself is kept by who said so.
                         room = false;
@@ -588,15 +634,19 @@ impl Shard {
                 }
             }
             TimerKey::Probe(key) => self.probe_due(key, now),
+            TimerKey::Silence(key) => self.silence_due(key, now),
             TimerKey::Greeting(key) => self.greeting_due(key, now),
+            TimerKey::Dialled(key) => self.dialled(key, now),
             TimerKey::Dial(index) => self.dial(index, now),
             TimerKey::Request(id) => self.try_request(id, now),
             TimerKey::Report => {
+                self.share_budget(now);
                 self.report_links(now);
                 self.close_expired(now);
                 self.sweep_requests(now);
-                self.timers.push(now + REPORT_PERIOD, TimerKey::Report);
+                self.timers.push(now + report::PERIOD, TimerKey::Report);
             }
+            TimerKey::ReportSoon => self.report_due(now),
             TimerKey::Renewal => {
                 self.announce_all(now);
                 self.directory.sweep(now);
@@ -607,25 +657,33 @@ impl Shard {
         }
     }
 
-    pub(super) fn report_links(&mut self, now: Instant) {
-        let links = self.link_states(now);
-        let up = links
-            .iter()
-            .filter(|link| link.state == control::link_state::State::Up as i32)
-            .count();
-        self.metrics.links_up.set(up as i64);
-        let queued: usize = [&self.clients, &self.links]
-            .into_iter()
-            .flat_map(|endpoints| endpoints.conns.iter().flatten())
-            .map(|conn| conn.queue.len())
-            .sum();
-        self.metrics.queue_packets.set(queued as i64);
-        let sessions = self.sessions;
-        self.news.push_back(News::Links {
-            links,
-            sessions,
-            busy_permille: 0,
-        });
+    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
+    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
+        if oldest == PlanId::NONE {
+            self.stamped.remove(&peer);
+        } else {
+            self.stamped.insert(peer, (oldest, now));
+        }
+    }
+
+    fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
+        self.stamped
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
+        let plans = self.stamped.values().map(|&(plan, _)| plan);
+        plans.min().unwrap_or(PlanId::NONE)
+    }
+
+    /// Counts what own sessions send to clients of other relays.
+    fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
+        // Indices beyond the list of relays are none of a relay.
+        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
+            return;
+        }
+        let index = destination.as_usize();
+        if self.demand.len() <= index {
+            self.demand.resize(index + 1, ClassBytes::default());
+        }
+        self.demand[index][class as usize] += bytes as u64;
     }
 
     /// Closes a connection. What belongs to it ends at once.
@@ -638,7 +696,8 @@ impl Shard {
         }
     }
 
-    /// A connection carries nothing any more: its session or link ends, its queue is dropped.
+    /// A connection carries nothing any more: its session or link ends. A link's queue goes another
+    /// way, a session's is dropped.
     pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
         let metrics = self.metrics.clone();
         let Some(conn) = self.conn_mut(key) else {
@@ -648,9 +707,7 @@ impl Shard {
             return;
         }
         conn.alive = false;
-        for _ in conn.queue.drain() {
-            metrics.count_drop(DropReason::ConnectionClosed);
-        }
+        let waiting: Vec<Queued> = conn.queue.drain().collect();
         let (slot, peer) = match &conn.role {
             Role::Session(session) => (Some(session.slot), None),
             Role::Link(link) => (None, link.peer),
@@ -661,6 +718,13 @@ impl Shard {
         }
         if let Some(peer) = peer {
             self.link_over(key, peer, now);
+        }
+        if slot.is_none() && !self.stopping {
+            self.forward_again(waiting, now);
+        } else {
+            for _ in waiting {
+                metrics.count_drop(DropReason::ConnectionClosed);
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use tradewind_proto::{
 use super::{ConnKey, Shard, TimerKey};
 use crate::{
     directory::{self, ANSWER_LEASE, LEASE, WARM_UP},
+    flow::FlowHash,
     forwarder::HOP_LIMIT,
     packet::Packet,
 };
@@ -313,18 +314,23 @@ impl Shard {
             self.own_messages.push_back(message);
             return;
         }
+        let sender = Locator::relay_itself(me);
+        let profile = Profile::Realtime as u8;
+        let stamp = self
+            .tables
+            .stamp(FlowHash::new(sender, 0), profile, to, |_| 0);
         let header = LinkHeader {
             kind: Kind::Control,
             class: Class::Message,
-            profile: Profile::Realtime as u8,
-            tree: 0,
+            profile: stamp.profile,
+            tree: stamp.tree,
             deflections: 0,
             trace: false,
             path_change: false,
             hop_limit: HOP_LIMIT,
-            plan: self.tables.active,
+            plan: stamp.plan,
             age_us: 0,
-            sender: Locator::relay_itself(me),
+            sender,
             destination: Destination::Session(Locator::relay_itself(to)),
             passed: [RelayIndex::NONE; MAX_PASSED],
             uplink: 0,

@@ -10,7 +10,7 @@ use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    CloseCode, DropReason, Locator, MAX_SEGMENT, RelayIndex, UserKey,
+    CloseCode, DropReason, Locator, MAX_SEGMENT, PlanId, RelayIndex, UserKey,
     control::{
         ClientMessage, Edge, EdgeMessage, Gone, LookupResult, Peer, Refreshed, Rejected, Welcome,
         client_message, edge_message, lookup_result, rejected,
@@ -24,7 +24,7 @@ use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
 };
-use crate::{forwarder::HOP_LIMIT, packet::Packet, queue::Queued};
+use crate::{flow::FlowHash, forwarder::HOP_LIMIT, packet::Packet, plan::Plan, queue::Queued};
 
 /// Handles that one session may hold.
 const MAX_HANDLES: usize = 16_384;
@@ -51,6 +51,8 @@ pub(crate) struct Session {
     by_locator: FxHashMap<Locator, u32>,
     /// Bytes it may send now, and when that was so.
     allowance: (f64, Instant),
+    /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
+    rules: [(PlanId, u8); 2],
 }
 
 /// What is known of a session once its token has been verified.
@@ -84,6 +86,17 @@ impl Session {
         self.ready
             .as_ref()
             .is_some_and(|ready| unix_s(wall) >= ready.claims.exp)
+    }
+
+    /// The rule set of this session's packets in a plan. Plans do not change, so it is found out once
+    /// for each.
+    fn rules_in(&mut self, plan: &Plan) -> u8 {
+        if let Some(&(_, rules)) = self.rules.iter().find(|(id, _)| *id == plan.id) {
+            return rules;
+        }
+        let app = self.ready.as_ref().map_or("", |ready| &ready.user.app);
+        self.rules = [(plan.id, plan.rules_for_app(app)), self.rules[0]];
+        self.rules[0].1
     }
 
     /// The handle for the sender at `locator`; `true` when it was made just now.
@@ -159,6 +172,7 @@ impl Shard {
             by_user: FxHashMap::default(),
             by_locator: FxHashMap::default(),
             allowance: (f64::MAX, now),
+            rules: [(PlanId::NONE, 0); 2],
         }))
     }
 
@@ -400,17 +414,28 @@ impl Shard {
         match self.admit(key, &access, raw.len(), reliable, now) {
             Ok((sender, destination, leg)) => {
                 self.metrics.count_ingress(access.class);
-                let tables = &self.tables;
+                let payload = raw.len() - AccessHeader::LEN;
+                self.count_demand(destination.relay, access.class, payload);
+                let tables = self.tables.clone();
+                let Some(session) = self.session_mut(key) else {
+                    return;
+                };
+                let stamp = tables.stamp(
+                    FlowHash::new(sender, access.flow),
+                    access.class.profile() as u8,
+                    destination.relay,
+                    |plan| session.rules_in(plan),
+                );
                 let header = LinkHeader {
                     kind: access.kind,
                     class: access.class,
-                    profile: access.class.profile() as u8,
-                    tree: 0,
+                    profile: stamp.profile,
+                    tree: stamp.tree,
                     deflections: 0,
                     trace: access.trace,
                     path_change: false,
                     hop_limit: HOP_LIMIT,
-                    plan: tables.active,
+                    plan: stamp.plan,
                     age_us: u32::try_from(leg.as_micros()).unwrap_or(u32::MAX),
                     sender,
                     destination: Destination::Session(destination),

@@ -18,11 +18,11 @@ use tradewind_proto::{
     control::{
         Activate, Backup, ClientMessage, ControllerToRelay, EdgeMessage, Hello, LinkReport,
         LookupRelay, LookupUser, PlanName, PlanPart, ProfileTable, Register, Registered, RelayInfo,
-        RelayList, RelayToController, TokenKey, TokenKeys, TreeTable, client_message,
+        RelayList, RelayToController, Selector, TokenKey, TokenKeys, TreeTable, client_message,
         controller_to_relay, edge_message, lookup_result, relay_to_controller,
     },
     encode_frame, frame_message,
-    packet::{AccessHeader, Kind},
+    packet::{AccessHeader, Kind, Trace},
     token::Claims,
 };
 use tradewind_relay::{Placement, Relay, RelaySettings, StartError};
@@ -226,6 +226,8 @@ struct ControllerState {
         ),
     >,
     reports: BTreeMap<String, LinkReport>,
+    /// By relay and the destination's index: as reported last.
+    demand: BTreeMap<(String, u32), Vec<u64>>,
     keys: Vec<TokenKey>,
 }
 
@@ -279,6 +281,52 @@ impl FakeController {
     /// The last report of a relay.
     pub fn report(&self, relay: &str) -> LinkReport {
         self.state.lock().unwrap().reports[relay].clone()
+    }
+
+    /// Payload bytes that clients of `relay` have sent to those of the relay `destination`, by class.
+    pub fn demand(&self, relay: &str, destination: u32) -> Option<Vec<u64>> {
+        let key = (relay.to_owned(), destination);
+        self.state.lock().unwrap().demand.get(&key).cloned()
+    }
+
+    /// Sends a relay a message, whatever it is.
+    pub fn tell(&self, relay: &str, body: controller_to_relay::Body) {
+        let state = self.state.lock().unwrap();
+        tell(&state.registered[relay].2, body);
+    }
+
+    /// Gives each relay its part of a plan, with what `tables` makes for its index. Nobody stamps it
+    /// yet.
+    pub fn distribute(
+        &self,
+        number: u32,
+        selectors: &[Selector],
+        tables: impl Fn(usize) -> Vec<ProfileTable>,
+    ) {
+        let state = self.state.lock().unwrap();
+        let mut relays: Vec<RelayInfo> = state
+            .registered
+            .values()
+            .map(|(info, ..)| info.clone())
+            .collect();
+        relays.sort_by_key(|info| info.index);
+        for (info, _, send) in state.registered.values() {
+            let part = PlanPart {
+                plan: Some(PlanName { epoch: 1, number }),
+                relays: relays.clone(),
+                profiles: tables(info.index as usize),
+                selectors: selectors.to_vec(),
+            };
+            tell(send, controller_to_relay::Body::PlanPart(part));
+        }
+    }
+
+    /// Orders all relays to stamp a plan.
+    pub fn activate(&self, activate: &Activate) {
+        let state = self.state.lock().unwrap();
+        for (_, _, send) in state.registered.values() {
+            tell(send, controller_to_relay::Body::Activate(activate.clone()));
+        }
     }
 
     pub fn kill(&self) {
@@ -357,7 +405,12 @@ async fn serve_relay(
                     register_relay(&state, &connection, &send, register);
                 }
                 relay_to_controller::Body::LinkReport(report) => {
-                    state.lock().unwrap().reports.insert(name.clone(), report);
+                    let mut state = state.lock().unwrap();
+                    for row in &report.demand {
+                        let key = (name.clone(), row.destination);
+                        state.demand.insert(key, row.bytes.clone());
+                    }
+                    state.reports.insert(name.clone(), report);
                 }
                 _ => {}
             }
@@ -555,6 +608,34 @@ impl TestClient {
             AccessHeader::decode(&datagram).unwrap(),
             datagram.slice(AccessHeader::LEN..),
         ))
+    }
+
+    /// Sends a flagged packet of each flow, and gives the way that each one's took, by flow.
+    pub async fn ways(
+        &self,
+        to: &Self,
+        handle: u32,
+        class: Class,
+        flows: std::ops::Range<u32>,
+    ) -> BTreeMap<u32, Vec<u16>> {
+        let mut ways = BTreeMap::new();
+        let flows: Vec<u32> = flows.collect();
+        // Few at a time: no queue is to overflow.
+        for some in flows.chunks(25) {
+            for &flow in some {
+                let mut packet = header(Kind::Media, class, handle, 1);
+                packet.trace = true;
+                packet.flow = flow;
+                self.send(packet, b"which way?");
+            }
+            for _ in some {
+                let (received, payload) = to.receive().await.expect("it arrives");
+                let trace = Trace::decode(&payload).unwrap();
+                let way = trace.hops.iter().map(|hop| hop.relay.0).collect();
+                ways.insert(received.flow, way);
+            }
+        }
+        ways
     }
 
     /// The next stream that the edge opens.

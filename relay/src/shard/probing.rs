@@ -1,0 +1,465 @@
+//! Probing of links: when a probe is sent, what follows from those that come, and when silence is
+//! death.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use quinn_proto::ConnectionStats;
+use rand::RngExt;
+use tradewind_proto::{
+    CloseCode, DropReason, PlanId, RelayIndex,
+    control::PlanPart,
+    packet::{Probe, ProbeState},
+};
+use tradewind_routing::{
+    EstimatorConfig, LinkState, LossCount, ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict,
+    budget::{self, DENSE, FAST, LinkUse, Pace},
+};
+
+use super::{
+    ConnKey, Shard, TimerKey,
+    connection::{Conn, Role},
+    link::Link,
+};
+
+/// How long a link that answers no more keeps its connection: a new one is the quicker way back,
+/// for QUIC has backed off by then.
+const DOWN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a link that is not up is probed as fast as if it were in use.
+const SETTLING: Duration = Duration::from_secs(5);
+/// A link carries packets if the last one was sent within this time.
+const CARRYING: Duration = Duration::from_secs(2);
+/// Between two probes whoever asks for an answer at once.
+const LEAST_SPACING: Duration = Duration::from_millis(10);
+/// News of a link's state is sent so often, for any one probe may be lost, …
+const URGENT_PROBES: u8 = 3;
+/// … so far apart.
+const URGENT_SPACING: Duration = Duration::from_millis(15);
+/// From this interval on a probe asks for its answer at once: an echo that is held for seconds
+/// measures the drift of the clocks as well.
+const HELD_TOO_LONG: Duration = Duration::from_millis(500);
+/// Loss from which on a link is probed more densely.
+const LOSSY: f64 = 0.005;
+
+/// The probing of one link, from one of its ends.
+#[derive(Debug)]
+pub(super) struct Probing {
+    pub(super) session: ProbeSession,
+    /// Our share of the budget.
+    interval: Duration,
+    sent_at: Option<Instant>,
+    next_at: Option<Instant>,
+    /// The deadline of silence as it stands in the shard's timers.
+    silence_at: Option<Instant>,
+    urgent: u8,
+    /// The next probe is an answer: it asks for none.
+    answering: bool,
+    /// When the last packet of a client was sent over the link.
+    carried_at: Option<Instant>,
+    /// QUIC frames received: when there are more, the peer lives.
+    frames: u64,
+    /// Since when the link has not been up, at most.
+    settling_since: Instant,
+}
+
+impl Probing {
+    pub(super) fn new(session: u32, now: Instant) -> Self {
+        Self {
+            session: ProbeSession::new(session, FAST, EstimatorConfig::default()),
+            interval: FAST,
+            sent_at: None,
+            next_at: None,
+            silence_at: None,
+            urgent: 0,
+            answering: false,
+            carried_at: None,
+            frames: 0,
+            settling_since: now,
+        }
+    }
+
+    /// Takes what QUIC has received for signs of life: frames are counted after decryption, so
+    /// nobody else can have made them.
+    pub(super) fn observe(&mut self, stats: &ConnectionStats, now_us: u64) {
+        let frames = &stats.frame_rx;
+        let sum = frames.acks
+            + frames.datagram
+            + frames.stream
+            + frames.ping
+            + frames.max_data
+            + frames.max_stream_data
+            + frames.path_challenge
+            + frames.path_response
+            + frames.new_connection_id;
+        if sum > self.frames {
+            self.frames = sum;
+            self.session.on_traffic(now_us);
+        }
+    }
+
+    fn carries(&self, now: Instant) -> bool {
+        self.carried_at
+            .is_some_and(|at| now.saturating_duration_since(at) <= CARRYING)
+    }
+
+    fn present_interval(&self, now: Instant) -> Duration {
+        let settling = self.session.state() != LinkState::Up
+            && now.saturating_duration_since(self.settling_since) < SETTLING;
+        if settling {
+            self.interval.min(FAST)
+        } else {
+            self.interval
+        }
+    }
+
+    fn wish(&mut self, now: Instant, now_us: u64) -> LinkUse {
+        let estimate = self.session.estimate(now_us);
+        let lossy = |loss: Option<LossCount>| loss.is_some_and(|loss| loss.share() >= LOSSY);
+        LinkUse {
+            carries: self.carries(now),
+            peer_uses: self.session.peer_uses_it(),
+            lossy: lossy(estimate.loss_out) || lossy(estimate.loss_in),
+            ..LinkUse::default()
+        }
+    }
+}
+
+/// What the stamped plan says of our links: how many destinations lie behind each next hop, and
+/// which links would be deflected to from which.
+#[derive(Debug, Default)]
+pub(super) struct PlanUse {
+    destinations: BTreeMap<RelayIndex, usize>,
+    /// By (next hop, its first backup).
+    backups: BTreeMap<(RelayIndex, RelayIndex), usize>,
+}
+
+impl PlanUse {
+    pub(super) fn of(part: &PlanPart) -> Self {
+        let index = |relay: u32| u16::try_from(relay).map_or(RelayIndex::NONE, RelayIndex);
+        let mut plan = Self::default();
+        for table in &part.profiles {
+            let mut next_hops = BTreeMap::new();
+            for (nth, tree) in table.trees.iter().enumerate() {
+                for (info, &next) in part.relays.iter().zip(&tree.next_hop) {
+                    *plan.destinations.entry(index(next)).or_default() += 1;
+                    if nth == 0 {
+                        next_hops.insert(info.index, index(next));
+                    }
+                }
+            }
+            for backup in &table.backups {
+                let next = next_hops.get(&backup.destination);
+                let first = backup.relays.iter().map(|&relay| index(relay));
+                let other = first.into_iter().find(|relay| next != Some(relay));
+                if let (Some(&next), Some(other)) = (next, other) {
+                    *plan.backups.entry((next, other)).or_default() += 1;
+                }
+            }
+        }
+        plan
+    }
+}
+
+impl Shard {
+    /// The link of a connection has been greeted: it is measured from now on.
+    pub(super) fn begin_probing(&mut self, key: ConnKey, now: Instant) {
+        if let Some(link) = self.link_mut(key) {
+            link.probing.settling_since = now;
+        }
+        self.probe_at(key, now);
+    }
+
+    /// Shares the budget of probes anew.
+    pub(super) fn share_budget(&mut self, now: Instant) {
+        let now_us = self.micros(now);
+        let keys: Vec<(RelayIndex, ConnKey)> = self
+            .peers
+            .iter()
+            .filter_map(|(&index, peer)| Some((index, peer.conn?)))
+            .collect();
+        let mut wishes = Vec::with_capacity(keys.len());
+        let mut carrying = BTreeMap::new();
+        for &(index, key) in &keys {
+            let wish = self
+                .link_mut(key)
+                .map_or(LinkUse::default(), |link| link.probing.wish(now, now_us));
+            carrying.insert(index, wish.carries);
+            wishes.push(wish);
+        }
+        for (&(index, _), wish) in keys.iter().zip(&mut wishes) {
+            wish.destinations = self.plan_use.destinations.get(&index).copied().unwrap_or(0);
+        }
+        for (&(next, backup), &count) in &self.plan_use.backups {
+            let Ok(position) = keys.binary_search_by_key(&backup, |&(index, _)| index) else {
+                continue;
+            };
+            wishes[position].backs += count;
+            if carrying.get(&next) == Some(&true) {
+                wishes[position].backs_carrying += count;
+            }
+        }
+        for (&(_, key), pace) in keys.iter().zip(budget::paces(&wishes)) {
+            self.set_pace(key, pace, now);
+        }
+    }
+
+    fn set_pace(&mut self, key: ConnKey, pace: Pace, now: Instant) {
+        let now_us = self.micros(now);
+        // Links that become fast together do not probe in step.
+        let part = self.rng.random_range(0.0..1.0);
+        let Some(link) = self.link_mut(key) else {
+            return;
+        };
+        let probing = &mut link.probing;
+        probing.session.set_in_use(now_us, pace.in_use);
+        let faster = pace.interval < probing.interval;
+        probing.interval = pace.interval;
+        if faster {
+            self.probe_at(key, now + pace.interval.mul_f64(part));
+        }
+    }
+
+    /// A packet of a client is about to go over a link: from the first one on it is probed densely.
+    pub(super) fn link_carries(&mut self, key: ConnKey, now: Instant) {
+        let now_us = self.micros(now);
+        let Some(link) = self.link_mut(key) else {
+            return;
+        };
+        let probing = &mut link.probing;
+        let carried = probing.carries(now);
+        probing.carried_at = Some(now);
+        if !carried && probing.interval > DENSE {
+            probing.interval = DENSE;
+            probing.session.set_in_use(now_us, true);
+            self.probe_at(key, now);
+        }
+    }
+
+    /// The next probe of a link leaves at `at`, or earlier if one is due earlier.
+    fn probe_at(&mut self, key: ConnKey, at: Instant) {
+        let Some(link) = self.link_mut(key) else {
+            return;
+        };
+        if link.probing.next_at.is_none_or(|next| at < next) {
+            link.probing.next_at = Some(at);
+            self.timers.push(at, TimerKey::Probe(key));
+        }
+    }
+
+    /// Sends the next probe of a link, if it is time, and looks whether the peer still answers.
+    pub(super) fn probe_due(&mut self, key: ConnKey, now: Instant) {
+        let now_us = self.micros(now);
+        let oldest_stamped = self.tables.oldest_stamped();
+        let jitter = self.rng.random_range(0.9..1.1);
+        let Some(conn) = self.conn_mut(key) else {
+            return;
+        };
+        let Role::Link(link) = &mut conn.role else {
+            return;
+        };
+        let probing = &mut link.probing;
+        // Timers are not taken back: an earlier one may have done it.
+        if conn.over || probing.next_at.is_none_or(|next| next > now) {
+            return;
+        }
+        let interval = probing.present_interval(now);
+        probing.session.set_interval(interval);
+        let mut fields = probing.session.next_probe(now_us);
+        fields.answer |= interval >= HELD_TOO_LONG && !probing.answering;
+        probing.answering = false;
+        probing.sent_at = Some(now);
+        let wait = if probing.urgent > 0 {
+            probing.urgent -= 1;
+            URGENT_SPACING
+        } else {
+            interval.mul_f64(jitter)
+        };
+        probing.next_at = Some(now + wait);
+        let probe = wire(&fields, oldest_stamped);
+        // Before all else: a probe that waited would measure our queue. QUIC drops its oldest
+        // datagram if it must.
+        let _ = conn
+            .quic
+            .datagrams()
+            .send(probe.encode().to_vec().into(), true);
+        self.mark(key);
+        self.timers.push(now + wait, TimerKey::Probe(key));
+        self.judge(key, now);
+    }
+
+    /// A probe has come.
+    pub(super) fn on_probe(&mut self, key: ConnKey, bytes: &[u8], now: Instant) {
+        let now_us = self.micros(now);
+        let Ok(probe) = Probe::decode(bytes) else {
+            self.metrics.count_drop(DropReason::Malformed);
+            return;
+        };
+        let Some(link) = self.link_mut(key) else {
+            return;
+        };
+        let peer = link.peer;
+        let probing = &mut link.probing;
+        let verdict = probing.session.on_probe(now_us, &fields(&probe));
+        if matches!(
+            verdict,
+            ProbeVerdict::Accepted | ProbeVerdict::PeerRestarted
+        ) {
+            let called = probing.session.peer_uses_it() && probing.interval > FAST;
+            if called {
+                probing.interval = FAST;
+            }
+            if probe.answer || called {
+                probing.answering = true;
+                let soonest = probing.sent_at.map_or(now, |sent| sent + LEAST_SPACING);
+                self.probe_at(key, soonest.max(now));
+            }
+        }
+        if let Some(peer) = peer {
+            self.note_stamped(peer, probe.oldest_stamped, now);
+        }
+        self.judge(key, now);
+    }
+
+    /// The time has come at which a link is down if nothing has been heard of it.
+    pub(super) fn silence_due(&mut self, key: ConnKey, now: Instant) {
+        let Some(link) = self.link_mut(key) else {
+            return;
+        };
+        if link.probing.silence_at.is_some_and(|at| at <= now) {
+            link.probing.silence_at = None;
+            self.judge(key, now);
+        }
+    }
+
+    /// Follows a link's state; a change is told to the peer and reported at once.
+    pub(super) fn judge(&mut self, key: ConnKey, now: Instant) {
+        let now_us = self.micros(now);
+        let epoch = self.epoch;
+        let Some(Conn {
+            role: Role::Link(link),
+            quic,
+            over: false,
+            ..
+        }) = self.conn_mut(key)
+        else {
+            return;
+        };
+        // What has been received but not been looked at yet counts.
+        link.probing.observe(&quic.stats(), now_us);
+        let estimate = link.probing.session.estimate(now_us);
+        link.delay_in = estimate.rtt_min.unwrap_or_default() / 2;
+        let before = std::mem::replace(&mut link.state, estimate.state);
+        let after = link.state;
+        let peer = link.peer;
+        let deadline = link
+            .probing
+            .session
+            .deadline_us()
+            .map(|us| epoch + Duration::from_micros(us));
+        let rearm = deadline.filter(|&at| link.probing.silence_at.is_none_or(|armed| at < armed));
+        if let Some(at) = rearm {
+            link.probing.silence_at = Some(at);
+            self.timers.push(at, TimerKey::Silence(key));
+        }
+        if before != after {
+            self.link_changed(key, peer, after, now);
+        } else if self.link_mut(key).is_some_and(|link| {
+            link.down_since
+                .is_some_and(|since| now.saturating_duration_since(since) > DOWN_PATIENCE)
+        }) {
+            self.close(key, CloseCode::Timeout, "no answers", now);
+        }
+    }
+
+    fn link_changed(
+        &mut self,
+        key: ConnKey,
+        peer: Option<RelayIndex>,
+        state: LinkState,
+        now: Instant,
+    ) {
+        if let Some(link) = self.link_mut(key) {
+            if state == LinkState::Down {
+                link.been_down = true;
+                link.down_since = Some(now);
+                link.probing.settling_since = now;
+                link.probing.urgent = URGENT_PROBES;
+            } else {
+                link.down_since = None;
+            }
+        }
+        if state == LinkState::Down || state == LinkState::Up {
+            let name = peer.and_then(|peer| self.tables.name_of(peer));
+            tracing::info!(peer = name, ?state, "link");
+            self.metrics.link_changes.inc();
+            self.probe_at(key, now);
+            self.report_soon(now);
+        }
+        if state == LinkState::Down {
+            self.requeue(key, now);
+        }
+    }
+
+    pub(super) fn link_mut(&mut self, key: ConnKey) -> Option<&mut Link> {
+        match &mut self.conn_mut(key)?.role {
+            Role::Link(link) => Some(link),
+            Role::Session(_) => None,
+        }
+    }
+}
+
+fn wire(fields: &ProbeFields, oldest_stamped: PlanId) -> Probe {
+    let echo = fields.echo;
+    Probe {
+        discriminator: fields.session,
+        sequence: fields.seq,
+        sent_us: fields.sent_us,
+        interval_us: fields.interval_us,
+        echo_discriminator: echo.map_or(0, |echo| echo.session),
+        echo_sequence: echo.map_or(0, |echo| echo.seq),
+        echo_sent_us: echo.map_or(0, |echo| echo.sent_us),
+        echo_received_us: echo.map_or(0, |echo| echo.received_us),
+        received: echo.map_or(0, |echo| echo.received),
+        oldest_stamped,
+        state: match fields.state {
+            None => ProbeState::NotSaid,
+            Some(LinkState::Unknown) => ProbeState::Unknown,
+            Some(LinkState::Warming) => ProbeState::Warming,
+            Some(LinkState::Up) => ProbeState::Up,
+            Some(LinkState::Down) => ProbeState::Down,
+        },
+        in_use: fields.in_use,
+        answer: fields.answer,
+        degraded_in: fields.degraded_in,
+        degraded_out: fields.degraded_out,
+    }
+}
+
+fn fields(probe: &Probe) -> ProbeFields {
+    ProbeFields {
+        session: probe.discriminator,
+        seq: probe.sequence,
+        sent_us: probe.sent_us,
+        interval_us: probe.interval_us,
+        echo: (probe.echo_discriminator != 0).then_some(ProbeEcho {
+            session: probe.echo_discriminator,
+            seq: probe.echo_sequence,
+            sent_us: probe.echo_sent_us,
+            received_us: probe.echo_received_us,
+            received: probe.received,
+        }),
+        state: match probe.state {
+            ProbeState::NotSaid => None,
+            ProbeState::Unknown => Some(LinkState::Unknown),
+            ProbeState::Warming => Some(LinkState::Warming),
+            ProbeState::Up => Some(LinkState::Up),
+            ProbeState::Down => Some(LinkState::Down),
+        },
+        in_use: probe.in_use,
+        answer: probe.answer,
+        degraded_in: probe.degraded_in,
+        degraded_out: probe.degraded_out,
+    }
+}

@@ -1,0 +1,126 @@
+//! What the control task is told of the links.
+
+use std::time::{Duration, Instant};
+
+use tradewind_proto::control;
+use tradewind_routing::{LinkState, LossCount};
+
+use super::{News, Shard, TimerKey, connection::Role};
+
+/// How often links are reported in any case.
+pub(super) const PERIOD: Duration = Duration::from_secs(1);
+/// What changes together is reported together.
+const GATHER: Duration = Duration::from_millis(20);
+
+impl Shard {
+    /// Something has changed that the controller should know: reports it at once, unless the last
+    /// report was a moment ago.
+    pub(super) fn report_soon(&mut self, now: Instant) {
+        if self.report_at.is_some() {
+            return;
+        }
+        match self.reported_at.map(|last| last + GATHER) {
+            Some(at) if at > now => {
+                self.report_at = Some(at);
+                self.timers.push(at, TimerKey::ReportSoon);
+            }
+            _ => self.report_links(now),
+        }
+    }
+
+    /// The moment is over.
+    pub(super) fn report_due(&mut self, now: Instant) {
+        if self.report_at.take().is_some() {
+            self.report_links(now);
+        }
+    }
+
+    pub(super) fn report_links(&mut self, now: Instant) {
+        self.reported_at = Some(now);
+        let links = self.link_states(now);
+        let up = links
+            .iter()
+            .filter(|link| link.state == control::link_state::State::Up as i32)
+            .count();
+        self.metrics.links_up.set(up as i64);
+        let queued: usize = [&self.clients, &self.links]
+            .into_iter()
+            .flat_map(|endpoints| endpoints.conns.iter().flatten())
+            .map(|conn| conn.queue.len())
+            .sum();
+        self.metrics.queue_packets.set(queued as i64);
+        let sessions = self.sessions;
+        let oldest_stamped = self.oldest_stamped_elsewhere(now);
+        self.news.push_back(News::Links {
+            links,
+            sessions,
+            busy_permille: 0,
+            demand: self.demand.clone(),
+            oldest_stamped,
+        });
+    }
+
+    /// The links' states, for the controller.
+    pub(super) fn link_states(&mut self, now: Instant) -> Vec<control::LinkState> {
+        let now_us = self.micros(now);
+        let peers: Vec<_> = self
+            .peers
+            .iter()
+            .map(|(&index, peer)| (index, peer.conn))
+            .collect();
+        let mut states = Vec::with_capacity(peers.len());
+        for (index, key) in peers {
+            let Some(name) = self.tables.name_of(index).map(str::to_owned) else {
+                continue;
+            };
+            let link = key.and_then(|key| self.conn_mut(key)).and_then(|conn| {
+                let stats = conn.quic.stats();
+                match &mut conn.role {
+                    Role::Link(link) => Some((link, stats)),
+                    Role::Session(_) => None,
+                }
+            });
+            let Some((link, stats)) = link else {
+                // Not connected: nobody answers there.
+                states.push(control::LinkState {
+                    peer: name,
+                    state: control::link_state::State::Down as i32,
+                    ..Default::default()
+                });
+                continue;
+            };
+            let estimate = link.probing.session.estimate(now_us);
+            let micros =
+                |d: Option<Duration>| d.map_or(0, |d| u32::try_from(d.as_micros()).unwrap_or(0));
+            let ppm = |loss: Option<LossCount>| loss.map_or(0, |loss| (loss.share() * 1e6) as u32);
+            let probes = |loss: Option<LossCount>| loss.map_or(0, |loss| loss.sent);
+            states.push(control::LinkState {
+                peer: name,
+                uplink: u32::from(link.uplink.0),
+                state: match estimate.state {
+                    LinkState::Up => control::link_state::State::Up,
+                    LinkState::Down => control::link_state::State::Down,
+                    _ => control::link_state::State::Unknown,
+                } as i32,
+                rtt_min_us: micros(estimate.rtt_min),
+                rtt_smoothed_us: micros(estimate.rtt_smoothed),
+                rtt_deviation_us: micros(estimate.rtt_dev),
+                loss_in_ppm: ppm(estimate.loss_in),
+                loss_out_ppm: ppm(estimate.loss_out),
+                raw_in_us: estimate.raw_in_us.unwrap_or_default(),
+                raw_out_us: estimate.raw_out_us.unwrap_or_default(),
+                raw_known: estimate.raw_in_us.is_some() && estimate.raw_out_us.is_some(),
+                bytes_sent: stats.udp_tx.bytes,
+                bytes_received: stats.udp_rx.bytes,
+                packets_sent: stats.udp_tx.datagrams,
+                packets_received: stats.udp_rx.datagrams,
+                degraded_out: false,
+                degraded_in: false,
+                raw_age_us: u32::try_from(estimate.raw_age_us).unwrap_or(u32::MAX),
+                drift_ppb: estimate.drift_ppb.unwrap_or(0),
+                loss_probes: probes(estimate.loss_in).max(probes(estimate.loss_out)),
+            });
+        }
+        states
+    }
+}
