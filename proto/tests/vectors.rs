@@ -6,7 +6,10 @@ use serde_json::Value;
 use tradewind_proto::{
     Class, FrameReader, GroupKey, Locator, MAX_FRAME, PlanId, RelayIndex, encode_frame,
     lane::{Ack, Data, LaneFrame, Refusal, Refuse, Skip},
-    packet::{AccessHeader, Destination, Kind, LinkHeader, Probe, RelaySet, Trace, TraceRecord},
+    packet::{
+        AccessHeader, Destination, Kind, LinkHeader, Probe, ProbeState, RelaySet, Trace,
+        TraceRecord,
+    },
 };
 
 #[test]
@@ -87,6 +90,18 @@ fn probes_are_read_and_written_as_the_vectors_say() {
             received: number(&fields["received"]) as u32,
             interval_us: number(&fields["interval_us"]) as u32,
             oldest_stamped: plan(&fields["oldest_stamped"]),
+            state: match number(&fields["state"]) {
+                0 => ProbeState::NotSaid,
+                1 => ProbeState::Unknown,
+                2 => ProbeState::Warming,
+                3 => ProbeState::Up,
+                4 => ProbeState::Down,
+                other => panic!("no such state: {other}"),
+            },
+            in_use: truth(&fields["in_use"]),
+            answer: truth(&fields["answer"]),
+            degraded_in: truth(&fields["degraded_in"]),
+            degraded_out: truth(&fields["degraded_out"]),
         };
         assert_eq!(Probe::decode(&bytes), Ok(probe), "{}", vector["name"]);
         assert_eq!(probe.encode().as_slice(), &bytes[..], "{}", vector["name"]);

@@ -139,6 +139,10 @@ pub struct LinkView {
     pub loss_in_percent: f64,
     /// Share of probes lost on the way there, percent.
     pub loss_out_percent: f64,
+    /// Whether the way here is far worse than normal.
+    pub degraded_in: bool,
+    /// Whether the way there is far worse than normal.
+    pub degraded_out: bool,
     /// UDP payload sent, bytes.
     pub bytes_sent: u64,
     /// UDP payload received, bytes.
@@ -160,6 +164,8 @@ impl From<control::LinkState> for LinkView {
             deviation_ms: ms(link.rtt_deviation_us),
             loss_in_percent: f64::from(link.loss_in_ppm) / 1e4,
             loss_out_percent: f64::from(link.loss_out_ppm) / 1e4,
+            degraded_in: link.degraded_in,
+            degraded_out: link.degraded_out,
             bytes_sent: link.bytes_sent,
             bytes_received: link.bytes_received,
         }

@@ -4,28 +4,14 @@
 
 use tradewind_proto::{
     DropReason, Locator, RelayIndex, Uplink,
-    packet::{Destination, LinkHeader, MAX_DEFLECTIONS},
+    packet::{Destination, LinkHeader},
 };
+use tradewind_routing::{LinkHealth, NeighbourState, NextHop, Situation, next_hop};
 
-use crate::{plan::Candidate, tables::Tables};
+use crate::tables::Tables;
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
-
-/// How it stands with the links to another relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)] // Degraded: when links tell it
-pub(crate) enum Neighbour {
-    /// Packets get there as they normally do.
-    Up,
-    /// Brownout: they get there, but far worse than is normal.
-    Degraded {
-        /// What the link costs now beyond its normal cost, microseconds-equivalent.
-        extra_us: u32,
-    },
-    /// They do not get there.
-    Down,
-}
 
 /// Why a packet has left its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,17 +42,17 @@ pub(crate) enum Verdict {
 
 /// Decides where a packet goes next.
 ///
-/// A packet follows the tree of the plan it is stamped with. When the next hop is down it is
-/// deflected: to one of the plan's candidates, and from there directly to the destination; at most
-/// twice, never to a relay it has passed (so nothing can loop), and only to candidates of the rule
-/// set that its tree obeys. When the next hop is degraded it is deflected if a candidate that is in
-/// good health is cheaper than what the way over the degraded link costs now; else the degraded link
-/// is used. The direct link to the destination crosses nobody, so it is within every rule set and
-/// the last resort. A packet with a plan that is not held here goes by the direct link.
+/// A packet follows the tree of the plan it is stamped with, by the rule of
+/// [`tradewind_routing::next_hop`]. When the next hop is down, or degraded and dearer than a
+/// candidate, the packet is deflected: to one of the plan's candidates, and from there directly to
+/// the destination; at most twice, never to a relay it has passed (so nothing can loop), and only to
+/// candidates of the rule set that its tree obeys. The direct link to the destination crosses nobody:
+/// it is within every rule set, and the last resort. A packet with a plan that is not held here goes
+/// by the direct link.
 pub(crate) fn route(
     header: &LinkHeader,
     tables: &Tables,
-    neighbour: impl Fn(RelayIndex) -> Neighbour,
+    neighbour: impl Fn(RelayIndex) -> NeighbourState,
 ) -> Verdict {
     let Destination::Session(destination) = header.destination else {
         // Groups are not formed yet: no ingress edge stamps such a packet.
@@ -80,108 +66,63 @@ pub(crate) fn route(
         return Verdict::Drop(DropReason::HopLimit);
     }
     let plan = tables.plan(header.plan);
-    let hop = plan
-        .filter(|_| header.deflections == 0)
-        .and_then(|plan| plan.hop(header.profile, header.tree, target));
-    let (next, uplink) = hop.map_or((target, Uplink(0)), |hop| (hop.next, hop.uplink));
-    if header.has_visited(next) {
-        return Verdict::Drop(DropReason::Loop);
-    }
-    let onwards = Verdict::Link {
-        next,
-        uplink,
-        deflected: None,
-    };
-    let state = neighbour(next);
-    if state == Neighbour::Up {
-        return onwards;
-    }
+    let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
     let candidates = plan.map_or(&[][..], |plan| {
         let rules = plan.rules_of(header.profile, header.tree);
         plan.candidates(header.profile, rules, target)
     });
-    let way = Way {
-        next,
-        target,
-        cost_us: hop.map_or(0, |hop| hop.cost_us),
-        state,
-        may_deflect: header.deflections < MAX_DEFLECTIONS,
-    };
-    let passed = |relay| relay == tables.me || header.has_visited(relay);
-    match react(&way, candidates, passed, neighbour) {
-        Reaction::Stay => onwards,
-        Reaction::Deflect(next, reason) => Verdict::Link {
-            next,
-            uplink: Uplink(0),
-            deflected: Some(reason),
+    let decision = next_hop(
+        &Situation {
+            destination: target,
+            by_tree: hop.map(|hop| (hop.next, f64::from(hop.cost_us))),
+            deflections: header.deflections,
         },
-        Reaction::NoWay => Verdict::Drop(DropReason::NoWay),
+        candidates.iter().map(|candidate| match candidate.cost_us {
+            // Nobody knows that it would be cheaper than a degraded link.
+            0 => (candidate.relay, f64::INFINITY),
+            cost_us => (candidate.relay, f64::from(cost_us)),
+        }),
+        |relay| health(neighbour(relay)),
+        |relay| relay == tables.me || header.has_visited(relay),
+    );
+    match decision {
+        NextHop::Forward {
+            next,
+            deflected: false,
+        } => Verdict::Link {
+            next,
+            uplink: hop
+                .filter(|hop| hop.next == next && header.deflections == 0)
+                .map_or(Uplink(0), |hop| hop.uplink),
+            deflected: None,
+        },
+        NextHop::Forward { next, .. } => {
+            let by_tree = hop.filter(|_| header.deflections == 0);
+            let way = by_tree.map_or(target, |hop| hop.next);
+            let reason = match neighbour(way) {
+                NeighbourState::Degraded { .. } => Deflection::Brownout,
+                _ => Deflection::Failure,
+            };
+            Verdict::Link {
+                next,
+                uplink: Uplink(0),
+                deflected: Some(reason),
+            }
+        }
+        NextHop::Loop => Verdict::Drop(DropReason::Loop),
+        NextHop::NoWay => Verdict::Drop(DropReason::NoWay),
     }
 }
 
-/// A packet's way that is not in good health.
-struct Way {
-    /// The neighbour that is not.
-    next: RelayIndex,
-    target: RelayIndex,
-    /// What the plan says that the way costs; 0 when it does not say.
-    cost_us: u32,
-    /// The neighbour's state.
-    state: Neighbour,
-    may_deflect: bool,
-}
-
-enum Reaction {
-    /// Take the link there is.
-    Stay,
-    Deflect(RelayIndex, Deflection),
-    NoWay,
-}
-
-/// What to do with a packet whose next hop is not in good health.
-fn react(
-    way: &Way,
-    candidates: &[Candidate],
-    passed: impl Fn(RelayIndex) -> bool,
-    neighbour: impl Fn(RelayIndex) -> Neighbour,
-) -> Reaction {
-    let open = |relay: RelayIndex| relay != way.next && !passed(relay);
-    if let Neighbour::Degraded { extra_us } = way.state {
-        // The cost of the direct link stands among the candidates.
-        let normal = match way.cost_us {
-            0 => candidates
-                .iter()
-                .find(|candidate| candidate.relay == way.next && way.next == way.target)
-                .map_or(0, |direct| direct.cost_us),
-            cost_us => cost_us,
-        };
-        let now_us = normal.saturating_add(extra_us);
-        let better = candidates.iter().find(|candidate| {
-            open(candidate.relay)
-                && candidate.cost_us != 0
-                && candidate.cost_us < now_us
-                && neighbour(candidate.relay) == Neighbour::Up
-        });
-        // Without figures there is nothing to compare: the link works, after all.
-        return match better.filter(|_| normal != 0 && way.may_deflect) {
-            Some(candidate) => Reaction::Deflect(candidate.relay, Deflection::Brownout),
-            None => Reaction::Stay,
-        };
+/// Costs are microseconds-equivalents here.
+fn health(state: NeighbourState) -> LinkHealth {
+    match state {
+        NeighbourState::Up => LinkHealth::Up,
+        NeighbourState::Degraded { extra_us } => LinkHealth::Degraded {
+            extra: f64::from(extra_us),
+        },
+        NeighbourState::Down => LinkHealth::Down,
     }
-    if !way.may_deflect {
-        return Reaction::NoWay;
-    }
-    let relays = || {
-        let planned = candidates.iter().map(|candidate| candidate.relay);
-        planned.chain([way.target]).filter(|&relay| open(relay))
-    };
-    // A degraded neighbour is better than none.
-    let usable = relays()
-        .find(|&relay| neighbour(relay) == Neighbour::Up)
-        .or_else(|| relays().find(|&relay| neighbour(relay) != Neighbour::Down));
-    usable.map_or(Reaction::NoWay, |relay| {
-        Reaction::Deflect(relay, Deflection::Failure)
-    })
 }
 
 #[cfg(test)]
@@ -189,7 +130,7 @@ mod tests {
     use tradewind_proto::{
         Class, PlanId,
         control::{Backup, PlanName, PlanPart, ProfileTable, RelayInfo, TreeTable},
-        packet::{Kind, MAX_PASSED},
+        packet::{Kind, MAX_DEFLECTIONS, MAX_PASSED},
     };
 
     use super::*;
@@ -288,17 +229,17 @@ mod tests {
         }
     }
 
-    fn all_up(_: RelayIndex) -> Neighbour {
-        Neighbour::Up
+    fn all_up(_: RelayIndex) -> NeighbourState {
+        NeighbourState::Up
     }
 
     /// All are up but these.
-    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> Neighbour + '_ {
+    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> NeighbourState + '_ {
         |relay| {
             if dead.contains(&relay.0) {
-                Neighbour::Down
+                NeighbourState::Down
             } else {
-                Neighbour::Up
+                NeighbourState::Up
             }
         }
     }
@@ -363,8 +304,8 @@ mod tests {
     fn a_brownout_deflects_only_to_what_is_cheaper_than_the_link_is_now() {
         let degraded = |extra_us: u32| {
             move |relay: RelayIndex| match relay.0 {
-                1 => Neighbour::Degraded { extra_us },
-                _ => Neighbour::Up,
+                1 => NeighbourState::Degraded { extra_us },
+                _ => NeighbourState::Up,
             }
         };
         // 30 ms by the tree and 45 ms over relay 2.
@@ -378,7 +319,7 @@ mod tests {
             link(1, None)
         );
         // Where all are bad, the bad link is used.
-        let all = |_: RelayIndex| Neighbour::Degraded { extra_us: 90_000 };
+        let all = |_: RelayIndex| NeighbourState::Degraded { extra_us: 90_000 };
         assert_eq!(route(&header(3), &tables(), all), link(1, None));
         // A packet that may not be deflected any more is not lost for it.
         let mut tired = header(3);
@@ -389,8 +330,8 @@ mod tests {
     #[test]
     fn a_degraded_backup_is_better_than_none() {
         let state = |relay: RelayIndex| match relay.0 {
-            1 | 3 => Neighbour::Down,
-            _ => Neighbour::Degraded { extra_us: 1 },
+            1 | 3 => NeighbourState::Down,
+            _ => NeighbourState::Degraded { extra_us: 1 },
         };
         assert_eq!(
             route(&header(3), &tables(), state),

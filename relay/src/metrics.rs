@@ -32,6 +32,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions_refused: IntCounter,
     pub(crate) links_up: IntGauge,
     pub(crate) link_changes: IntCounter,
+    pub(crate) link_brownouts: IntCounter,
+    pub(crate) stalls: IntCounter,
     pub(crate) queue_packets: IntGauge,
     pub(crate) directory_users: IntGauge,
     pub(crate) plan_epoch: IntGauge,
@@ -163,6 +165,14 @@ impl Metrics {
             link_changes: counter(
                 "tradewind_relay_link_state_changes_total",
                 "Times that a link went up or down.",
+            )?,
+            link_brownouts: counter(
+                "tradewind_relay_link_brownouts_total",
+                "Times that a direction of a link became, or ceased to be, far worse than normal.",
+            )?,
+            stalls: counter(
+                "tradewind_relay_stalls_total",
+                "Times that timers were so late that links were not judged by it: a busy processor.",
             )?,
             queue_packets: gauge(
                 "tradewind_relay_queued_packets",

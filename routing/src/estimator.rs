@@ -307,6 +307,30 @@ impl LinkEstimator {
         self.live.call(now_us);
     }
 
+    /// The ways in and out have been far worse than before since then: what was measured before
+    /// that, by our clock, says nothing about them any more.
+    pub fn forget_before(&mut self, since_in_us: Option<u64>, since_out_us: Option<u64>) {
+        let now = self.live.now_us();
+        let numbers = &mut self.numbers;
+        if let Some(since) = since_in_us {
+            numbers.raw_in.expire(now, now.saturating_sub(since));
+        }
+        if let Some(since) = since_out_us {
+            numbers.raw_out.expire(now, now.saturating_sub(since));
+        }
+        if let Some(since) = since_in_us.or(since_out_us) {
+            numbers.rtt.expire(now, now.saturating_sub(since));
+        }
+    }
+
+    /// The last round-trip time, microseconds; 0 while there is none.
+    #[must_use]
+    pub fn last_rtt_us(&self) -> u64 {
+        self.numbers
+            .smoothed
+            .map_or(0, |smoothed| smoothed.last as u64)
+    }
+
     /// Forgets everything: the peer has restarted, or the link's address has changed.
     pub fn reset(&mut self) {
         self.live.set_state(LinkState::Unknown);

@@ -15,6 +15,7 @@
 //!      ─▶ Planner ─ PlanTables { in-trees, out-trees, backups }
 //! ```
 
+pub mod brownout;
 pub mod budget;
 pub mod clock_sync;
 pub mod cost;
@@ -32,6 +33,7 @@ mod window;
 #[cfg(test)]
 mod testing;
 
+pub use brownout::{Brownout, NeighbourState};
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use estimator::{
@@ -41,7 +43,7 @@ pub use matrix::{MatrixError, NameError, RttMatrix};
 pub use paths::{BestPaths, best_paths, best_paths_with_hop_cost, path_cost};
 pub use planner::{Decision, PlanTables, Planner, PlannerConfig, PlannerInput};
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
-pub use reaction::{Backups, backups};
+pub use reaction::{Backups, LinkHealth, NextHop, Situation, backups, next_hop};
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
 
 /// The most relays a packet may cross between its ingress and its egress edge.

@@ -5,6 +5,7 @@
 //! of the newest probe received from the other end. So one probe completes a round trip of the
 //! other end's probe, tells both raw one-way differences and the loss of both directions.
 
+use crate::brownout::Brownout;
 use crate::estimator::{
     Counted, EstimatorConfig, LinkEstimate, LinkEstimator, LinkState, ProbeSample,
 };
@@ -104,6 +105,7 @@ pub struct ProbeSession {
     ended: [Option<u32>; ENDED_SESSIONS],
     in_use: bool,
     estimator: LinkEstimator,
+    brownout: Brownout,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +137,7 @@ impl ProbeSession {
             ended: [None; ENDED_SESSIONS],
             in_use: false,
             estimator: LinkEstimator::new(interval, config),
+            brownout: Brownout::default(),
         }
     }
 
@@ -190,8 +193,8 @@ impl ProbeSession {
             in_use: self.in_use,
             // A link that warms up does so at the speed of its round trips.
             answer: matches!(state, LinkState::Unknown | LinkState::Warming),
-            degraded_in: false,
-            degraded_out: false,
+            degraded_in: self.brownout.sees_in(now_us),
+            degraded_out: self.brownout.sees_out(now_us),
         }
     }
 
@@ -257,7 +260,41 @@ impl ProbeSession {
             outbound: round.map(|round| round.outbound),
             peer_says,
         });
+        if self.estimator.state() != LinkState::Up {
+            self.brownout.reset();
+        } else if newest {
+            self.brownout.on_probe(
+                now_us,
+                now_us.wrapping_sub(probe.sent_us) as i64,
+                round.map(|round| round.raw_out_us),
+                self.estimator.last_rtt_us(),
+                (probe.degraded_in, probe.degraded_out),
+            );
+            let (since_in, since_out) = self.brownout.late_since();
+            self.estimator.forget_before(
+                since_in.filter(|_| self.brownout.degraded_in(now_us)),
+                since_out.filter(|_| self.brownout.degraded_out(now_us).is_some()),
+            );
+        }
         verdict
+    }
+
+    /// How many packets have been sent over the link, and how many of them QUIC has declared lost,
+    /// since its connection began.
+    pub fn on_counts(&mut self, now_us: u64, sent: u64, lost: u64) {
+        let rtt_us = self.estimator.last_rtt_us();
+        self.brownout.on_counts(now_us, sent, lost, rtt_us);
+    }
+
+    /// What is seen until `until_us` is not the link's fault.
+    pub fn distrust(&mut self, until_us: u64) {
+        self.brownout.distrust(until_us);
+    }
+
+    /// Whether the link works far worse than normal.
+    #[must_use]
+    pub fn brownout(&self) -> &Brownout {
+        &self.brownout
     }
 
     /// Any other authentic packet from the peer: a sign of life.

@@ -9,7 +9,11 @@
 //! depend on the failing neighbour, and takes 6 bytes per relay and destination instead of 4 times
 //! the number of neighbours.
 
+mod rule;
+
 use crate::{cost::CostMatrix, tree::TreeRules};
+
+pub use rule::{LinkHealth, MAX_DEFLECTIONS, NextHop, Situation, next_hop};
 
 const NONE: u16 = u16::MAX;
 

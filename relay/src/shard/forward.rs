@@ -9,11 +9,12 @@ use tradewind_proto::{
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
+use tradewind_routing::NeighbourState;
 
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
     flow::FlowHash,
-    forwarder::{self, Neighbour, Verdict},
+    forwarder::{self, Verdict},
     packet::Packet,
     queue::Queued,
     watch::Passage,
@@ -137,19 +138,6 @@ impl Shard {
         }
     }
 
-    /// How it stands with the links to another relay.
-    fn neighbour(&self, relay: RelayIndex) -> Neighbour {
-        let up = self
-            .peers
-            .get(&relay)
-            .and_then(|peer| self.conn(peer.conn?))
-            .is_some_and(|conn| match &conn.role {
-                Role::Link(link) => conn.alive && link.is_up(),
-                Role::Session(_) => false,
-            });
-        if up { Neighbour::Up } else { Neighbour::Down }
-    }
-
     /// A link is down: what waits to be sent over it goes another way at once. (What QUIC has taken
     /// already cannot be had back; resending from end to end covers it.)
     pub(super) fn requeue(&mut self, key: ConnKey, now: Instant) {
@@ -167,6 +155,18 @@ impl Shard {
             packet.take_back(me);
             self.metrics.requeued.inc();
             self.forward(packet, now);
+        }
+    }
+
+    /// How it stands with the links to another relay.
+    pub(super) fn neighbour(&self, relay: RelayIndex) -> NeighbourState {
+        let conn = self
+            .peers
+            .get(&relay)
+            .and_then(|peer| self.conn(peer.conn?));
+        match conn.map(|conn| (&conn.role, conn.alive)) {
+            Some((Role::Link(link), true)) => link.health(),
+            _ => NeighbourState::Down,
         }
     }
 }

@@ -10,7 +10,7 @@ use tradewind_proto::{
     frame_message,
     packet::{Kind, peek_kind},
 };
-use tradewind_routing::LinkState;
+use tradewind_routing::{LinkState, NeighbourState};
 use tradewind_trust::{cert_name, tls, verify_peer_name};
 
 use super::{
@@ -73,13 +73,17 @@ impl Link {
     /// Whether packets may be sent over it. A new connection is good for them before the link is
     /// warm: its handshake was a round trip. One that has been down has to be up again: what is heard
     /// of it says nothing about the way out.
-    pub(super) fn is_up(&self) -> bool {
+    pub(super) fn health(&self) -> NeighbourState {
         let good = match self.state {
             LinkState::Up => true,
             LinkState::Unknown | LinkState::Warming => !self.been_down,
             LinkState::Down => false,
         };
-        self.greeted && good
+        match self.probing.degraded().1 {
+            _ if !self.greeted || !good => NeighbourState::Down,
+            Some(extra_us) => NeighbourState::Degraded { extra_us },
+            None => NeighbourState::Up,
+        }
     }
 }
 

@@ -64,6 +64,12 @@ const BUSY_HANDSHAKES: usize = 500;
 /// Connections in their handshake beyond which new ones are refused.
 const MAX_HANDSHAKES: usize = 5_000;
 
+/// Timers later than this are a stall.
+const STALL: Duration = Duration::from_millis(15);
+/// Links are not judged for as long after a stall as it took, but at most so long: what has waited
+/// has been worked off by then.
+const MOST_DISTRUST: Duration = Duration::from_millis(300);
+
 /// What a timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum TimerKey {
@@ -335,6 +341,7 @@ impl Shard {
     ) {
         self.now = now;
         self.wall = wall;
+        self.notice_stall(now);
         while let Some(key) = self.timers.pop_due(now) {
             self.timer_due(key, now);
         }
@@ -364,6 +371,19 @@ impl Shard {
                 self.dirty.push_front(key);
                 return;
             }
+        }
+    }
+
+    /// When this process was late for its own timers, what waited meanwhile looks late as well, and
+    /// it is not the links that were slow.
+    fn notice_stall(&mut self, now: Instant) {
+        let late = self
+            .timers
+            .next()
+            .map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+        if late > STALL {
+            self.metrics.stalls.inc();
+            self.distrust_links(now, late.min(MOST_DISTRUST));
         }
     }
 

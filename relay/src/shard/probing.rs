@@ -40,6 +40,8 @@ const URGENT_SPACING: Duration = Duration::from_millis(15);
 /// From this interval on a probe asks for its answer at once: an echo that is held for seconds
 /// measures the drift of the clocks as well.
 const HELD_TOO_LONG: Duration = Duration::from_millis(500);
+/// How long links are not judged by their delay after most of them looked late at once.
+const LOOKS_LATE: Duration = Duration::from_millis(500);
 /// Loss from which on a link is probed more densely.
 const LOSSY: f64 = 0.005;
 
@@ -62,6 +64,8 @@ pub(super) struct Probing {
     frames: u64,
     /// Since when the link has not been up, at most.
     settling_since: Instant,
+    /// The way in, and the way out, as they were when last looked at.
+    degraded: (bool, Option<u32>),
 }
 
 impl Probing {
@@ -77,7 +81,13 @@ impl Probing {
             carried_at: None,
             frames: 0,
             settling_since: now,
+            degraded: (false, None),
         }
+    }
+
+    /// Whether the way in is degraded, and the way out: by how much, microseconds-equivalent.
+    pub(super) fn degraded(&self) -> (bool, Option<u32>) {
+        self.degraded
     }
 
     /// Takes what QUIC has received for signs of life: frames are counted after decryption, so
@@ -97,6 +107,11 @@ impl Probing {
             self.frames = sum;
             self.session.on_traffic(now_us);
         }
+        // Packets that carry nothing but acknowledgements are not missed when they are lost.
+        let carried = stats.frame_tx.datagram + stats.frame_tx.stream;
+        let sent = stats.path.sent_packets.min(carried);
+        self.session
+            .on_counts(now_us, sent, stats.path.lost_packets);
     }
 
     fn carries(&self, now: Instant) -> bool {
@@ -349,6 +364,10 @@ impl Shard {
         // What has been received but not been looked at yet counts.
         link.probing.observe(&quic.stats(), now_us);
         let estimate = link.probing.session.estimate(now_us);
+        let brownout = link.probing.session.brownout();
+        let degraded = (brownout.degraded_in(now_us), brownout.degraded_out(now_us));
+        let seen_here = brownout.sees_in(now_us);
+        let was = std::mem::replace(&mut link.probing.degraded, degraded);
         link.delay_in = estimate.rtt_min.unwrap_or_default() / 2;
         let before = std::mem::replace(&mut link.state, estimate.state);
         let after = link.state;
@@ -362,6 +381,11 @@ impl Shard {
         if let Some(at) = rearm {
             link.probing.silence_at = Some(at);
             self.timers.push(at, TimerKey::Silence(key));
+        }
+        let turned = (was.0, was.1.is_some()) != (degraded.0, degraded.1.is_some());
+        let begins_here = seen_here && !was.0;
+        if turned && !(begins_here && self.all_look_late(now)) {
+            self.link_degraded(key, peer, degraded, now);
         }
         if before != after {
             self.link_changed(key, peer, after, now);
@@ -399,6 +423,62 @@ impl Shard {
         }
         if state == LinkState::Down {
             self.requeue(key, now);
+        }
+    }
+
+    fn link_degraded(
+        &mut self,
+        key: ConnKey,
+        peer: Option<RelayIndex>,
+        (inward, outward): (bool, Option<u32>),
+        now: Instant,
+    ) {
+        let name = peer.and_then(|peer| self.tables.name_of(peer));
+        tracing::info!(peer = name, inward, outward_us = outward, "link degraded");
+        self.metrics.link_brownouts.inc();
+        if let Some(link) = self.link_mut(key) {
+            // The other end must know.
+            link.probing.urgent = URGENT_PROBES - 1;
+        }
+        self.probe_at(key, now);
+        self.report_soon(now);
+    }
+
+    /// When most links look late at once the fault is here: a busy processor, or the way to all of
+    /// them, and deflecting helps nobody. Then what has been held against them is forgiven.
+    fn all_look_late(&mut self, now: Instant) -> bool {
+        let now_us = self.micros(now);
+        let keys: Vec<ConnKey> = self.peers.values().filter_map(|peer| peer.conn).collect();
+        let (mut up, mut late) = (0, 0);
+        for &key in &keys {
+            if let Some(link) = self.link_mut(key)
+                && link.state == LinkState::Up
+                && link.probing.interval <= FAST
+            {
+                up += 1;
+                late += usize::from(link.probing.session.brownout().sees_in(now_us));
+            }
+        }
+        if up < 3 || 2 * late <= up {
+            return false;
+        }
+        tracing::info!(
+            late,
+            of = up,
+            "most links look late at once: suspecting this relay"
+        );
+        self.distrust_links(now, LOOKS_LATE);
+        true
+    }
+
+    /// What links seem like within `time` from now on is not their fault.
+    pub(super) fn distrust_links(&mut self, now: Instant, time: Duration) {
+        let until = self.micros(now + time);
+        let keys: Vec<ConnKey> = self.peers.values().filter_map(|peer| peer.conn).collect();
+        for key in keys {
+            if let Some(link) = self.link_mut(key) {
+                link.probing.session.distrust(until);
+            }
         }
     }
 

@@ -106,7 +106,14 @@ impl Shard {
                 rtt_smoothed_us: micros(estimate.rtt_smoothed),
                 rtt_deviation_us: micros(estimate.rtt_dev),
                 loss_in_ppm: ppm(estimate.loss_in),
-                loss_out_ppm: ppm(estimate.loss_out),
+                // A window of ten seconds hides what has just begun.
+                loss_out_ppm: link
+                    .probing
+                    .session
+                    .brownout()
+                    .share_out(now_us)
+                    .map_or(0, |share| (share * 1e6) as u32)
+                    .max(ppm(estimate.loss_out)),
                 raw_in_us: estimate.raw_in_us.unwrap_or_default(),
                 raw_out_us: estimate.raw_out_us.unwrap_or_default(),
                 raw_known: estimate.raw_in_us.is_some() && estimate.raw_out_us.is_some(),
@@ -114,8 +121,8 @@ impl Shard {
                 bytes_received: stats.udp_rx.bytes,
                 packets_sent: stats.udp_tx.datagrams,
                 packets_received: stats.udp_rx.datagrams,
-                degraded_out: false,
-                degraded_in: false,
+                degraded_out: link.probing.degraded().1.is_some(),
+                degraded_in: link.probing.degraded().0,
                 raw_age_us: u32::try_from(estimate.raw_age_us).unwrap_or(u32::MAX),
                 drift_ppb: estimate.drift_ppb.unwrap_or(0),
                 loss_probes: probes(estimate.loss_in).max(probes(estimate.loss_out)),

@@ -1,0 +1,494 @@
+//! Links that work, but far worse than is normal for them: noticed within a fifth of a second or so
+//! and a trip, long before averages have moved, so that a relay can deflect as it does for a failure.
+//!
+//! Of each direction two things are watched, each where it is seen first:
+//! - **Delay** at the receiver: two probes in a row are late, by much more than the link varies,
+//!   against the least of the last ten seconds. It tells the sender in a probe at once.
+//! - **Loss** at the sender, from QUIC's loss detection (RFC 9002), which sees every packet: within a
+//!   short window more are lost than chance can explain, given what the link usually loses.
+//!
+//! One packet late, or two lost, is chance. Evidence from a time in which this process was stalled is
+//! thrown away ([`Brownout::distrust`]): then everything looks late, and the links are not to blame.
+
+use std::collections::VecDeque;
+
+use crate::window::WindowedMin;
+
+/// What a relay's forwarder knows of the link to a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeighbourState {
+    /// Good.
+    Up,
+    /// It works, but the way out is far worse than normal.
+    Degraded {
+        /// By how much, microseconds-equivalent of delay.
+        extra_us: u32,
+    },
+    /// Nothing gets through.
+    Down,
+}
+
+/// Probes in a row that must be late.
+const LATE_IN_A_ROW: u32 = 2;
+/// How late is late, at least.
+const LEAST_EXCESS_US: i64 = 30_000;
+/// … and in deviations of the link's delay.
+const DEVIATIONS: f64 = 6.0;
+/// A delay beyond this is silence, or a clock that has jumped: others notice those.
+const MOST_EXCESS_US: i64 = 1_000_000;
+/// What is normal is the least delay of so long.
+const NORMAL_US: u64 = 10_000_000;
+/// Before so many probes nothing is normal.
+const LEAST_SAMPLES: u32 = 8;
+/// How long all must be well again: shorter spells alternate.
+const DELAY_RECOVERY_US: u64 = 1_000_000;
+const LOSS_RECOVERY_US: u64 = 2_000_000;
+/// Loss is looked at over each of these.
+const LOSS_WINDOWS_US: [u64; 3] = [250_000, 500_000, 1_000_000];
+/// Less than this is no brownout, however certain.
+const LEAST_SHARE: f64 = 0.2;
+/// A degraded link with less than this has recovered.
+const RECOVERED_SHARE: f64 = 0.1;
+/// A link is taken to lose so much normally, at least.
+const NORMAL_LOSS: f64 = 0.005;
+/// The chance that what is seen is chance is at most e to the minus this (100,000 to 1), by
+/// Chernoff's bound on the tail of the binomial distribution, which is itself some times too high.
+const CERTAINTY: f64 = 11.5;
+/// Counts are kept so far apart.
+const COUNT_SPACING_US: u64 = 10_000;
+/// Cost of one percent of loss, as routing has it ([`crate::CostWeights`]), microseconds.
+const LOSS_US_PER_PERCENT: f64 = 20_000.0;
+
+/// Watches both directions of one link, from one of its ends.
+#[derive(Debug, Clone, Default)]
+pub struct Brownout {
+    delay_in: DelayWatch,
+    /// For how much: the peer sees it first.
+    delay_out: DelayWatch,
+    loss_out: LossWatch,
+    peer_in: bool,
+    peer_out: bool,
+    distrusted_until: u64,
+}
+
+impl Brownout {
+    /// Takes in a probe: the raw one-way differences it tells, the link's round-trip time, and
+    /// whether its sender sees the way to itself, or from itself, degraded.
+    pub fn on_probe(
+        &mut self,
+        now_us: u64,
+        raw_in_us: i64,
+        raw_out_us: Option<i64>,
+        rtt_us: u64,
+        (peer_in, peer_out): (bool, bool),
+    ) {
+        (self.peer_in, self.peer_out) = (peer_in, peer_out);
+        if now_us < self.distrusted_until {
+            return;
+        }
+        self.delay_in.push(now_us, raw_in_us, rtt_us);
+        if let Some(raw) = raw_out_us {
+            self.delay_out.push(now_us, raw, rtt_us);
+        }
+    }
+
+    /// Takes in how many packets have been sent over the link and how many of them QUIC has declared
+    /// lost, since the connection began.
+    pub fn on_counts(&mut self, now_us: u64, sent: u64, lost: u64, rtt_us: u64) {
+        let trusted = now_us >= self.distrusted_until;
+        self.loss_out.push(now_us, sent, lost, rtt_us, trusted);
+    }
+
+    /// What is seen until `until_us` is not the links' fault: this process was stalled, or most of
+    /// its links look slow at once. What has been held against the link for delay is forgiven.
+    pub fn distrust(&mut self, until_us: u64) {
+        self.distrusted_until = self.distrusted_until.max(until_us);
+        self.delay_in.forgive();
+        self.delay_out.forgive();
+    }
+
+    /// Forgets everything: the link has been down, or the clocks have jumped.
+    pub fn reset(&mut self) {
+        *self = Self {
+            distrusted_until: self.distrusted_until,
+            ..Self::default()
+        };
+    }
+
+    /// Whether what comes is late, as seen here: for the peer to know.
+    #[must_use]
+    pub fn sees_in(&self, now_us: u64) -> bool {
+        self.delay_in.is_degraded(now_us)
+    }
+
+    /// Whether what goes out is lost, as seen here: for the peer to know.
+    #[must_use]
+    pub fn sees_out(&self, now_us: u64) -> bool {
+        self.loss_out.is_degraded(now_us)
+    }
+
+    /// Whether the direction from the peer is degraded, as seen by either end.
+    #[must_use]
+    pub fn degraded_in(&self, now_us: u64) -> bool {
+        self.sees_in(now_us) || self.peer_out
+    }
+
+    /// Whether the direction to the peer is degraded, as seen by either end, and by how much:
+    /// microseconds-equivalent.
+    #[must_use]
+    pub fn degraded_out(&self, now_us: u64) -> Option<u32> {
+        let loss = self.loss_out.is_degraded(now_us);
+        if !loss && !self.peer_in {
+            return None;
+        }
+        let delay_us = if self.peer_in {
+            self.delay_out.excess_us.max(LEAST_EXCESS_US)
+        } else {
+            0
+        };
+        let loss_us = if loss {
+            self.loss_out.share * 100.0 * LOSS_US_PER_PERCENT
+        } else {
+            0.0
+        };
+        Some(u32::try_from(delay_us + loss_us as i64).unwrap_or(u32::MAX))
+    }
+
+    /// The share lost on the way out lately, while that is degraded.
+    #[must_use]
+    pub fn share_out(&self, now_us: u64) -> Option<f64> {
+        self.loss_out
+            .is_degraded(now_us)
+            .then_some(self.loss_out.share)
+    }
+
+    /// When the way in, or the way out, began to be late, if it is: what was measured before says
+    /// nothing about it now.
+    #[must_use]
+    pub fn late_since(&self) -> (Option<u64>, Option<u64>) {
+        (self.delay_in.late_since, self.delay_out.late_since)
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct DelayWatch {
+    normal: WindowedMin<i64>,
+    samples: u32,
+    deviation: f64,
+    last: Option<i64>,
+    late: u32,
+    late_since: Option<u64>,
+    /// When the last late one came, once there have been enough of them.
+    degraded_at: Option<u64>,
+    excess_us: i64,
+}
+
+impl DelayWatch {
+    fn push(&mut self, now: u64, raw: i64, rtt_us: u64) {
+        let known = self.normal.least().map(|(_, least)| least);
+        let excess = known.map_or(0, |least| raw.wrapping_sub(least));
+        if !(-60_000_000..MOST_EXCESS_US).contains(&excess) {
+            // No delay does that: the clocks have jumped.
+            *self = Self::default();
+        } else if known.is_some() {
+            let limit = LEAST_EXCESS_US
+                .max((rtt_us / 8) as i64)
+                .max((DEVIATIONS * self.deviation) as i64);
+            if self.samples >= LEAST_SAMPLES && excess > limit {
+                self.late += 1;
+                self.late_since.get_or_insert(now);
+                self.excess_us = excess;
+                if self.late >= LATE_IN_A_ROW || self.degraded_at.is_some() {
+                    self.degraded_at = Some(now);
+                }
+            } else {
+                self.on_time(now, raw);
+            }
+        }
+        self.last = Some(raw);
+        self.samples = self.samples.saturating_add(1);
+        self.normal.push_by(
+            now,
+            raw,
+            NORMAL_US,
+            |raw, _| raw,
+            |a, b| a.wrapping_sub(b) < 0,
+        );
+    }
+
+    fn on_time(&mut self, now: u64, raw: i64) {
+        if self.late == 0
+            && let Some(last) = self.last
+        {
+            // As the jitter of RFC 3550.
+            let apart = raw.wrapping_sub(last).unsigned_abs() as f64;
+            self.deviation += (apart - self.deviation) / 16.0;
+        }
+        self.late = 0;
+        if !self.is_degraded(now) {
+            self.late_since = None;
+            self.degraded_at = None;
+            self.excess_us = 0;
+        }
+    }
+
+    fn is_degraded(&self, now: u64) -> bool {
+        self.degraded_at
+            .is_some_and(|at| now < at + DELAY_RECOVERY_US)
+    }
+
+    fn forgive(&mut self) {
+        self.late = 0;
+        self.late_since = None;
+        self.degraded_at = None;
+        self.excess_us = 0;
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct LossWatch {
+    /// When, sent, lost.
+    counts: VecDeque<(u64, u64, u64)>,
+    usual: f64,
+    usual_at: u64,
+    degraded_at: Option<u64>,
+    share: f64,
+}
+
+impl LossWatch {
+    fn push(&mut self, now: u64, sent: u64, lost: u64, rtt_us: u64, trusted: bool) {
+        let last = self.counts.back().copied();
+        if last.is_some_and(|(_, last_sent, last_lost)| sent < last_sent || lost < last_lost) {
+            *self = Self::default(); // another connection
+        }
+        let worse = last.is_some_and(|(.., last)| lost > last);
+        if !worse && last.is_some_and(|(at, ..)| now < at + COUNT_SPACING_US) {
+            return;
+        }
+        self.counts.push_back((now, sent, lost));
+        let longest = LOSS_WINDOWS_US[2] + rtt_us.min(2_000_000) + 100_000;
+        while self
+            .counts
+            .front()
+            .is_some_and(|&(at, ..)| at + longest < now)
+        {
+            self.counts.pop_front();
+        }
+        if !trusted {
+            return;
+        }
+        if worse {
+            self.judge(now, rtt_us);
+        }
+        if now >= self.usual_at + LOSS_WINDOWS_US[2] {
+            self.usual_at = now;
+            let (sent, lost) = self.within(now, LOSS_WINDOWS_US[2], rtt_us);
+            if sent > 0 && !self.is_degraded(now) {
+                self.usual += (lost as f64 / sent as f64 - self.usual) / 10.0;
+            }
+        }
+    }
+
+    fn judge(&mut self, now: u64, rtt_us: u64) {
+        let usual = self.usual.max(NORMAL_LOSS);
+        for window in LOSS_WINDOWS_US {
+            let (sent, lost) = self.within(now, window, rtt_us);
+            let share = lost as f64 / sent.max(1) as f64;
+            if share >= LEAST_SHARE && beyond_chance(sent, lost, usual) {
+                self.share = share.min(1.0);
+                self.degraded_at = Some(now);
+                return;
+            }
+        }
+        if self.is_degraded(now) {
+            let (sent, lost) = self.within(now, LOSS_WINDOWS_US[2], rtt_us);
+            let share = lost as f64 / sent.max(1) as f64;
+            if lost >= 2 && share >= RECOVERED_SHARE {
+                self.share = share.min(1.0);
+                self.degraded_at = Some(now);
+            }
+        }
+    }
+
+    /// Packets sent and lost within a window. What is declared lost now was sent a round trip ago,
+    /// when more may have been sent than now, or fewer.
+    fn within(&self, now: u64, window: u64, rtt_us: u64) -> (u64, u64) {
+        let at = |time: u64| {
+            let position = self.counts.partition_point(|&(at, ..)| at <= time);
+            self.counts
+                .get(position.saturating_sub(1))
+                .map_or((0, 0), |&(_, sent, lost)| (sent, lost))
+        };
+        let (sent, lost) = at(now);
+        let (sent_before, lost_before) = at(now.saturating_sub(window));
+        let then = at(now.saturating_sub(rtt_us)).0;
+        let then_before = at(now.saturating_sub(rtt_us + window)).0;
+        (
+            (sent - sent_before).max(then - then_before),
+            lost - lost_before,
+        )
+    }
+
+    fn is_degraded(&self, now: u64) -> bool {
+        self.degraded_at
+            .is_some_and(|at| now < at + LOSS_RECOVERY_US)
+    }
+}
+
+/// Whether `lost` of `sent` are more than chance explains when `usual` is the share that is lost.
+fn beyond_chance(sent: u64, lost: u64, usual: f64) -> bool {
+    let (n, share) = (sent as f64, (lost as f64 / sent.max(1) as f64).min(1.0));
+    if share <= usual || lost < 3 {
+        return false;
+    }
+    let kept = 1.0 - share;
+    // Kullback and Leibler's divergence between the two.
+    let apart = share * (share / usual).ln()
+        + if kept > 0.0 {
+            kept * (kept / (1.0 - usual)).ln()
+        } else {
+            0.0
+        };
+    n * apart >= CERTAINTY
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64;
+
+    use super::*;
+
+    const RTT_US: u64 = 80_000;
+
+    /// Probes every 60 ms with up to `jitter_us` of varying delay; from `from_us` on `extra_us` more.
+    /// Gives when the way in is degraded: from, to.
+    fn watch_delay(seconds: u64, jitter_us: i64, from_us: u64, extra_us: i64) -> Vec<(u64, bool)> {
+        let mut rng = Pcg64::seed_from_u64(9);
+        let mut link = Brownout::default();
+        let mut changes = vec![(0, false)];
+        for n in 0..seconds * 1_000 / 60 {
+            let now = n * 60_000;
+            // 100 ppm of drift.
+            let mut raw = 7_000_000_000 + (now / 10_000) as i64 + rng.random_range(0..=jitter_us);
+            if (from_us..from_us + 4_000_000).contains(&now) {
+                raw += extra_us;
+            }
+            link.on_probe(now, raw, None, RTT_US, (false, false));
+            let degraded = link.degraded_in(now);
+            if changes.last().is_some_and(|&(_, last)| last != degraded) {
+                changes.push((now, degraded));
+            }
+        }
+        changes
+    }
+
+    #[test]
+    fn a_delay_of_a_tenth_of_a_second_more_is_noticed_with_the_second_probe_and_its_end_too() {
+        let changes = watch_delay(30, 4_000, 10_000_000, 100_000);
+        let [_, (from, true), (to, false)] = changes[..] else {
+            panic!("{changes:?}");
+        };
+        assert!((10_060_000..=10_120_000).contains(&from), "{from}");
+        assert!((14_900_000..=15_100_000).contains(&to), "{to}");
+    }
+
+    #[test]
+    fn what_is_within_the_links_own_variation_is_no_brownout() {
+        assert_eq!(watch_delay(600, 80_000, 10_000_000, 0).len(), 1);
+        assert_eq!(watch_delay(60, 1_000, 10_000_000, 20_000).len(), 1);
+    }
+
+    #[test]
+    fn one_late_probe_is_chance_and_a_clock_that_jumps_is_no_delay() {
+        let mut link = Brownout::default();
+        let mut raw = -5_000_000;
+        for n in 0..200 {
+            let now = n * 60_000;
+            let spike = if n % 20 == 19 { 300_000 } else { 0 };
+            if n == 100 {
+                raw += 5_000_000_000; // the peer was suspended
+            }
+            link.on_probe(now, raw + spike, None, RTT_US, (false, false));
+            assert!(!link.degraded_in(now), "probe {n}");
+        }
+    }
+
+    #[test]
+    fn a_stalled_process_does_not_blame_its_links() {
+        let mut link = Brownout::default();
+        for n in 0..100_u64 {
+            let now = n * 60_000;
+            let stalled = n >= 90;
+            if stalled {
+                link.distrust(now + 50_000);
+            }
+            let raw = if stalled { 200_000 } else { 0 };
+            link.on_probe(now, raw, None, RTT_US, (false, false));
+            assert!(!link.degraded_in(now), "probe {n}");
+        }
+    }
+
+    #[test]
+    fn the_sender_learns_of_delay_from_the_receiver_and_how_much_it_is() {
+        let mut link = Brownout::default();
+        for n in 0..30_u64 {
+            let late = n >= 28;
+            let out = if late { 190_000 } else { 40_000 };
+            link.on_probe(n * 60_000, 0, Some(out), RTT_US, (n == 29, false));
+            let expected = (n == 29).then_some(150_000);
+            assert_eq!(link.degraded_out(n * 60_000), expected);
+        }
+    }
+
+    /// Sixty packets a second, of which `share` are lost, which is seen a round trip later. Gives
+    /// for how long, from the first second of it on, the way out was degraded, and since when.
+    fn watch_loss(seconds: u64, usual: f64, share: f64, seed: u64) -> (Option<u64>, u32) {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let mut link = Brownout::default();
+        let (mut lost, mut flying) = (0, VecDeque::new());
+        let (mut first, mut times, mut before) = (None, 0, false);
+        let begin = seconds * 60 / 2;
+        for n in 0..seconds * 60 {
+            let now = n * 16_667;
+            let p = if n >= begin { share } else { usual };
+            if rng.random_bool(p) {
+                flying.push_back(now + RTT_US);
+            }
+            while flying.front().is_some_and(|&at| at <= now) {
+                flying.pop_front();
+                lost += 1;
+            }
+            link.on_counts(now, n + 1, lost, RTT_US);
+            let degraded = link.degraded_out(now).is_some();
+            times += u32::from(degraded && !before);
+            before = degraded;
+            if degraded && n >= begin {
+                first.get_or_insert(now - begin * 16_667);
+            }
+        }
+        (first, times)
+    }
+
+    #[test]
+    fn thirty_percent_of_loss_are_noticed_within_half_a_second_mostly() {
+        let mut delays: Vec<u64> = (0..200)
+            .map(|seed| watch_loss(20, 0.002, 0.3, seed).0.expect("noticed") / 1_000)
+            .collect();
+        delays.sort_unstable();
+        // A round trip of 80 ms is in it.
+        let (median, p95) = (delays[100], delays[190]);
+        assert!(
+            median <= 350 && p95 <= 650,
+            "median {median} ms, 95 % {p95} ms"
+        );
+    }
+
+    #[test]
+    fn what_the_link_always_loses_is_no_brownout() {
+        let false_alarms: u32 = (0..20)
+            .map(|seed| watch_loss(600, 0.03, 0.03, seed).1)
+            .sum();
+        assert!(false_alarms <= 2, "{false_alarms} in 200 minutes");
+    }
+}
