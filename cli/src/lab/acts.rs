@@ -102,7 +102,7 @@ impl<'a> Acts<'a> {
                 Step::Flows(index) => {
                     let fault = faults[index];
                     let mut rng = seeds::rng(scenario.seed, seeds::STEADY, index as u64);
-                    pairs[index] = self.pairs_across(fault.what, &mut rng);
+                    pairs[index] = self.pairs_across(fault.what, MOST_FLOWS, &mut rng);
                     let until = self.origin() + (fault.at + AFTER).min(scenario.duration);
                     self.traffic
                         .start_steady(&mut flows, &pairs[index], PACE, until);
@@ -231,11 +231,14 @@ impl<'a> Acts<'a> {
             let Played { fault, until, .. } = played;
             let flow = steady::judge(fault, *until, self.origin(), &scenario.matrix, &seen)?;
             let (edge_in, edge_out) = (*flow.before.first()?, *flow.before.last()?);
-            let has_way = flow.session
-                || ground.throughout(fault.at, *until, |now| now.is_connected(edge_in, edge_out));
-            // A brownout's link is a way, though a bad one.
-            let works = matches!(fault.what, FaultKind::Brownout(..));
-            (has_way || works).then_some(flow)
+            let brownout = matches!(fault.what, FaultKind::Brownout(..));
+            let has_way = ground.throughout(fault.at, *until, |now| {
+                // A brownout's link is a way, though a bad one. No relay can help a client that
+                // does not reach its edge.
+                let way = brownout || now.is_connected(edge_in, edge_out);
+                way && (brownout || now.is_open(from, edge_in) && now.is_open(to, edge_out))
+            });
+            (flow.session || has_way).then_some(flow)
         };
         played.pairs.iter().filter_map(judge).collect()
     }
@@ -264,18 +267,27 @@ impl<'a> Acts<'a> {
         Ground::new(&self.builder.scenario.matrix, &self.applied())
     }
 
-    /// Pairs of places whose way crosses what will fail: at most so many, by chance.
-    pub(super) fn pairs_across(&self, what: FaultKind, rng: &mut Rng) -> Vec<(usize, usize)> {
+    /// Pairs of places whose way crosses what will fail: at most so many, by chance, and a few more
+    /// whose own edge fails.
+    pub(super) fn pairs_across(
+        &self,
+        what: FaultKind,
+        most: usize,
+        rng: &mut Rng,
+    ) -> Vec<(usize, usize)> {
         let ways = self.ways();
-        let crossing = |what: FaultKind| -> Vec<(usize, usize)> {
-            let crosses = |way: &&(usize, usize, Vec<usize>)| steady::crosses(what, &way.2);
-            let crossing = ways.iter().filter(crosses);
-            crossing.map(|&(from, to, _)| (from, to)).collect()
-        };
-        let some = |mut pairs: Vec<(usize, usize)>, rng: &mut Rng| {
-            pairs.shuffle(rng);
-            pairs.truncate(MOST_FLOWS);
-            pairs
+        let mut some = |what: FaultKind| {
+            let crossing = ways.iter().filter_map(|(from, to, way)| {
+                steady::crosses(what, way).map(|edge| (edge, (*from, *to)))
+            });
+            let (ends, across): (Vec<_>, Vec<_>) = crossing.partition(|(edge, _)| *edge);
+            let mut chosen = Vec::new();
+            for (mut pairs, most) in [(across, most), (ends, most.div_ceil(4))] {
+                pairs.shuffle(rng);
+                pairs.truncate(most);
+                chosen.extend(pairs.into_iter().map(|(_, pair)| pair));
+            }
+            chosen
         };
         let mut pairs = if what == FaultKind::Kill(Who::Busiest) {
             let mut carried = vec![0; self.n()];
@@ -288,10 +300,10 @@ impl<'a> Acts<'a> {
             order.sort_by_key(|&relay| std::cmp::Reverse(carried[relay]));
             let candidates = order.into_iter().take(CANDIDATES);
             candidates
-                .flat_map(|relay| some(crossing(FaultKind::Kill(Who::Relay(relay))), rng))
+                .flat_map(|relay| some(FaultKind::Kill(Who::Relay(relay))))
                 .collect()
         } else {
-            some(crossing(what), rng)
+            some(what)
         };
         pairs.sort_unstable();
         pairs.dedup();

@@ -183,8 +183,7 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Vec
     while outcomes.len() < count {
         let what = choose(&acts, before, &mut rng).context("no relay has a way to another one")?;
         before = Some(what);
-        let mut pairs = acts.pairs_across(what, &mut rng);
-        pairs.truncate(FLOWS);
+        let pairs = acts.pairs_across(what, FLOWS, &mut rng);
         let wait = BEFORE + Duration::from_micros(rng.random_range(0..100_000));
         let mut flows = JoinSet::new();
         let until = wan.network_time() + wait + WATCHED;

@@ -147,8 +147,10 @@ fn reachable(facts: &Facts<'_>, found: &mut Vec<Violation>) {
             found.push(Violation {
                 invariant: "nobody is unreachable for longer than failover takes",
                 what: format!(
-                    "{} to {}: nothing arrived for {silent:?} from {at:?} on though there was a way all the time; at most {bound:?}",
-                    names[from], names[to]
+                    "{} to {}: nothing arrived for {silent:?} from {at:?} on ({}) though there was a way all the time; at most {bound:?}",
+                    names[from],
+                    names[to],
+                    happened(facts, at)
                 ),
             });
         }
@@ -210,6 +212,18 @@ fn too_silent(
         }
     }
     worst
+}
+
+/// What happened then, in words.
+fn happened(facts: &Facts<'_>, at: Duration) -> String {
+    let then = facts.applied.iter().filter(|applied| applied.at == at);
+    let words: Vec<String> = then
+        .map(|applied| applied.what.describe(&facts.scenario.matrix))
+        .collect();
+    if words.is_empty() {
+        return "nothing changed then".to_owned();
+    }
+    words.join(", ")
 }
 
 /// The round trip of the slowest link that what happened then may have failed.

@@ -194,9 +194,9 @@ pub(super) fn judge(
     })
 }
 
-/// Whether a path crosses what fails.
-pub(super) fn crosses(what: FaultKind, path: &[usize]) -> bool {
-    hit(what, path).is_some()
+/// Whether a path crosses what fails; and then, whether that is one of its ends.
+pub(super) fn crosses(what: FaultKind, path: &[usize]) -> Option<bool> {
+    hit(what, path).map(|hit| matches!(hit, Hit::Edge))
 }
 
 /// Where a fault hits a path.

@@ -21,16 +21,20 @@ use crate::{
 };
 
 impl Shard {
-    /// Sends a packet on its way.
-    pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
-        let tables = self.tables.clone();
+    /// Sends a packet that has come, or was made here, on its way.
+    pub(super) fn forward(&mut self, packet: Packet, now: Instant) {
         if let Some(watch) = self.metrics.watcher.get() {
             watch(&Passage {
-                relay: tables.me,
+                relay: self.tables.me,
                 header: &packet.header,
                 payload: &packet.payload(),
             });
         }
+        self.send_on(packet, now);
+    }
+
+    fn send_on(&mut self, mut packet: Packet, now: Instant) {
+        let tables = self.tables.clone();
         let verdict = forwarder::route(&packet.header, &tables, |relay| self.neighbour(relay));
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
@@ -154,7 +158,7 @@ impl Shard {
         for Queued { mut packet, .. } in waiting {
             packet.take_back(me);
             self.metrics.requeued.inc();
-            self.forward(packet, now);
+            self.send_on(packet, now);
         }
     }
 
