@@ -8,8 +8,9 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tradewind_relay::UplinkSettings;
 use tradewind_service::{
-    config::{ConfigError, HumanDuration, Secret, apply, load},
+    config::{ConfigError, HumanDuration, Rate, Secret, apply, load},
     exit::UsageError,
 };
 
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) link_listen: SocketAddr,
     pub(crate) client_advertise: Vec<SocketAddr>,
     pub(crate) link_advertise: Vec<SocketAddr>,
+    pub(crate) link_capacity: Rate,
     pub(crate) admin: SocketAddr,
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
@@ -37,6 +39,30 @@ pub(crate) struct Config {
     pub(crate) latitude: f64,
     pub(crate) longitude: f64,
     pub(crate) log: String,
+    pub(crate) uplinks: Vec<UplinkConfig>,
+}
+
+/// A way to other relays beside the first one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UplinkConfig {
+    pub(crate) number: u8,
+    pub(crate) link_listen: SocketAddr,
+    #[serde(default)]
+    pub(crate) link_advertise: Vec<SocketAddr>,
+    #[serde(default)]
+    pub(crate) capacity: Rate,
+}
+
+impl UplinkConfig {
+    pub(crate) fn settings(&self) -> UplinkSettings {
+        UplinkSettings {
+            number: self.number,
+            link_listen: self.link_listen,
+            link_advertise: self.link_advertise.clone(),
+            capacity: self.capacity.bytes_per_sec(),
+        }
+    }
 }
 
 impl Default for Config {
@@ -50,6 +76,7 @@ impl Default for Config {
             link_listen: everywhere(7444),
             client_advertise: Vec::new(),
             link_advertise: Vec::new(),
+            link_capacity: Rate::default(),
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7445),
             certificate: "/etc/tradewind/relay.pem".into(),
             key: "/etc/tradewind/relay.key".into(),
@@ -63,6 +90,7 @@ impl Default for Config {
             latitude: 0.0,
             longitude: 0.0,
             log: "info".to_owned(),
+            uplinks: Vec::new(),
         }
     }
 }
@@ -109,6 +137,9 @@ pub(crate) struct ConfigArgs {
         value_name = "IP:PORT"
     )]
     link_advertise: Option<Vec<SocketAddr>>,
+    /// What the links can carry each way together, such as 1Gbps; 0 when not known.
+    #[arg(long, env = "TRADEWIND_RELAY_LINK_CAPACITY", value_name = "RATE")]
+    link_capacity: Option<Rate>,
     /// Where to serve /livez, /readyz, /metrics, /config and /debug (TCP).
     #[arg(long, env = "TRADEWIND_RELAY_ADMIN", value_name = "IP:PORT")]
     pub(crate) admin: Option<SocketAddr>,
@@ -181,6 +212,7 @@ impl ConfigArgs {
         apply(&mut config.link_listen, from.link_listen);
         apply(&mut config.client_advertise, from.client_advertise);
         apply(&mut config.link_advertise, from.link_advertise);
+        apply(&mut config.link_capacity, from.link_capacity);
         apply(&mut config.admin, from.admin);
         apply(&mut config.certificate, from.certificate);
         apply(&mut config.key, from.key);
@@ -218,14 +250,31 @@ impl Config {
                 "no controller is named: set `controllers` to at least one HOST:PORT, or give --controller".to_owned(),
             );
         }
-        for (key, listen, advertise) in [
+        for (nth, uplink) in self.uplinks.iter().enumerate() {
+            let twice = |other: &UplinkConfig| other.number == uplink.number;
+            if uplink.number == 0 || self.uplinks[..nth].iter().any(twice) {
+                return wrong(format!(
+                    "`uplinks`: number {} is taken: number them 1, 2, …, and each once (0 is `link_listen`)",
+                    uplink.number
+                ));
+            }
+        }
+        let further = self.uplinks.iter().map(|uplink| {
+            (
+                "link_advertise` of an entry of `uplinks",
+                uplink.link_listen,
+                &uplink.link_advertise,
+            )
+        });
+        let first = [
             (
                 "client_advertise",
                 self.client_listen,
                 &self.client_advertise,
             ),
             ("link_advertise", self.link_listen, &self.link_advertise),
-        ] {
+        ];
+        for (key, listen, advertise) in first.into_iter().chain(further) {
             if listen.ip().is_unspecified() && advertise.is_empty() {
                 return wrong(format!(
                     "`{key}` is needed: listening on {listen} tells others nothing they could connect to"
@@ -284,7 +333,7 @@ mod tests {
         config.link_advertise.clear();
         assert_eq!(config, Config::default());
         sample.check().unwrap();
-        assert_eq!(keys, 13);
+        assert_eq!(keys, 14);
     }
 
     #[test]
@@ -296,12 +345,30 @@ mod tests {
         for key in keys.keys() {
             assert!(
                 SAMPLE.lines().any(|line| {
-                    line.trim_start_matches(['#', ' '])
-                        .starts_with(&format!("{key} = "))
+                    let line = line.trim_start_matches(['#', ' ']);
+                    line.starts_with(&format!("{key} = ")) || line == format!("[[{key}]]")
                 }),
                 "{key}"
             );
         }
+    }
+
+    #[test]
+    fn the_example_of_an_uplink_is_one_and_numbers_are_given_once() {
+        let at = SAMPLE.find("# [[uplinks]]").unwrap();
+        let example: String = SAMPLE[at..]
+            .lines()
+            .map_while(|line| line.strip_prefix("# "))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let text = format!("{}\n{example}", &SAMPLE[..at]);
+        let mut config: Config = parse(&text, "relay.sample.toml").unwrap();
+        config.check().unwrap();
+        let settings = config.uplinks[0].settings();
+        assert_eq!((settings.number, settings.capacity), (1, 125_000_000));
+        config.uplinks.push(config.uplinks[0].clone());
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains("number 1 is taken"), "{error}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tradewind_proto::{
     ALPN_CONTROL, FrameReader, MAX_CONTROL_FRAME, PlanId,
     control::{
         ControllerToRelay, Demand, Leaving, LinkReport, PlanHeld, Register, RelayLoad,
-        RelayToController, controller_to_relay, relay_to_controller,
+        RelayToController, UplinkInfo, controller_to_relay, relay_to_controller,
     },
     frame_message,
 };
@@ -41,6 +41,7 @@ pub(crate) struct Introduction {
     pub(crate) region: String,
     pub(crate) client_addresses: Vec<SocketAddr>,
     pub(crate) link_addresses: Vec<SocketAddr>,
+    pub(crate) uplinks: Vec<UplinkInfo>,
     pub(crate) latitude: f64,
     pub(crate) longitude: f64,
 }
@@ -324,7 +325,7 @@ impl ControlTask {
             held: Some(held.tables.active.into()),
             latitude: own.latitude,
             longitude: own.longitude,
-            ..Default::default()
+            uplinks: own.uplinks.clone(),
         }
     }
 

@@ -127,6 +127,8 @@ impl RouteView {
 pub struct LinkView {
     /// The other relay.
     pub peer: String,
+    /// The uplink.
+    pub uplink: u32,
     /// `unknown`, `up` or `down`.
     pub state: &'static str,
     /// Windowed minimum of the round trip, milliseconds.
@@ -159,6 +161,7 @@ impl From<control::LinkState> for LinkView {
                 _ => "unknown",
             },
             peer: link.peer,
+            uplink: link.uplink,
             rtt_min_ms: ms(link.rtt_min_us),
             rtt_ms: ms(link.rtt_smoothed_us),
             deviation_ms: ms(link.rtt_deviation_us),

@@ -1,4 +1,4 @@
-//! The thin loop around a shard: packets in batches from two sockets, batches out, the clock, and
+//! The thin loop around a shard: packets in batches from its sockets, batches out, the clock, and
 //! commands.
 
 use std::{
@@ -32,7 +32,8 @@ const BUSY_WINDOW: Duration = Duration::from_millis(900);
 pub(crate) struct Driver {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) shard: Shard,
-    pub(crate) sockets: [Socket; 2],
+    /// By [`Port::place`].
+    pub(crate) sockets: Vec<Socket>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) news: mpsc::Sender<News>,
     pub(crate) busy: Busy,
@@ -225,7 +226,7 @@ impl Driver {
                 self.shard.poll(
                     self.host.now(),
                     self.host.wall_clock(),
-                    |port, transmit, bytes| sockets[port as usize].send(transmit, bytes),
+                    |port, transmit, bytes| sockets[port.place()].send(transmit, bytes),
                 );
                 progress |= sockets.iter().any(|socket| socket.held.is_some());
             }

@@ -27,6 +27,6 @@ mod watch;
 
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};
-pub use relay::{Placement, Relay, RelaySettings, StartError};
+pub use relay::{Placement, Relay, RelaySettings, StartError, UplinkSettings};
 pub use resolve::{ResolveError, resolve};
 pub use watch::Passage;

@@ -24,6 +24,8 @@ pub(crate) struct Packet {
     pub(crate) arrived: Instant,
     /// The packet left its tree here.
     pub(crate) deflected: bool,
+    /// Uplink of the link it came over; 0 at the origin.
+    came_over: u8,
 }
 
 impl Packet {
@@ -43,6 +45,7 @@ impl Packet {
             payload_at,
             arrived: now,
             deflected: false,
+            came_over: header.uplink,
         })
     }
 
@@ -55,6 +58,7 @@ impl Packet {
             payload_at,
             arrived: now,
             deflected: false,
+            came_over: 0,
         }
     }
 
@@ -147,7 +151,7 @@ impl Packet {
     pub(crate) fn record_hop(&mut self, me: RelayIndex, now: Instant) {
         let hop = TraceRecord {
             relay: me,
-            uplink: self.header.uplink,
+            uplink: self.came_over,
             deflected: self.deflected,
             age_us: micros(self.age_at(now)),
         };

@@ -12,7 +12,7 @@ use std::{
 use prometheus::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tradewind_host::Host;
-use tradewind_proto::{PlanId, RelayIndex};
+use tradewind_proto::{PlanId, RelayIndex, Uplink, control::UplinkInfo};
 use tradewind_trust::{Identity, Roots, TrustError, check_relay_name, tls};
 
 use crate::{
@@ -43,6 +43,10 @@ pub struct RelaySettings {
     pub client_advertise: Vec<SocketAddr>,
     /// What other relays shall use. Empty: the bound address.
     pub link_advertise: Vec<SocketAddr>,
+    /// What `link_listen` (uplink 0) carries each way, bytes per second; 0 when not known.
+    pub link_capacity: u64,
+    /// Further ways to other relays.
+    pub uplinks: Vec<UplinkSettings>,
     /// Controllers, `host:port` each, tried in turn.
     pub controllers: Vec<String>,
     /// This relay's certificate and key.
@@ -57,6 +61,19 @@ pub struct RelaySettings {
     pub latitude: f64,
     /// For maps, degrees.
     pub longitude: f64,
+}
+
+/// A way to other relays beside the first one, such as a private line.
+#[derive(Debug, Clone)]
+pub struct UplinkSettings {
+    /// From 1; the same line has the same number at all relays.
+    pub number: u8,
+    /// Where to listen for other relays: an address of that line.
+    pub link_listen: SocketAddr,
+    /// What other relays shall use. Empty: the bound address.
+    pub link_advertise: Vec<SocketAddr>,
+    /// What it carries each way, bytes per second; 0 when not known.
+    pub capacity: u64,
 }
 
 /// How long the controller is given to plan around a relay that leaves.
@@ -97,6 +114,11 @@ pub enum StartError {
         "listening on {0} tells others nothing they could connect to: set {1} to this relay's address"
     )]
     NoAdvertisedAddress(SocketAddr, &'static str),
+    /// Two uplinks have one number, or one has the number 0.
+    #[error(
+        "uplink {0} is configured twice: number the uplinks 1, 2, …, and each once (0 is `link_listen`)"
+    )]
+    UplinkTwice(u8),
     /// The metrics cannot be registered.
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -112,7 +134,8 @@ pub struct Relay {
     name: String,
     host: Arc<dyn Host>,
     client_address: SocketAddr,
-    link_address: SocketAddr,
+    /// Uplink 0 first.
+    link_addresses: Vec<SocketAddr>,
     shards: Vec<mpsc::Sender<Command>>,
     draining: Arc<watch::Sender<bool>>,
     status: watch::Receiver<Status>,
@@ -133,6 +156,15 @@ impl Relay {
         if settings.controllers.is_empty() {
             return Err(StartError::NoController);
         }
+        let mut settings = settings;
+        settings.uplinks.sort_by_key(|uplink| uplink.number);
+        let mut before = 0;
+        for uplink in &settings.uplinks {
+            if uplink.number == before {
+                return Err(StartError::UplinkTwice(before));
+            }
+            before = uplink.number;
+        }
         let metrics = Arc::new(Metrics::new()?);
         let directory = Arc::new(Directory::default());
         let (news_sender, news) = mpsc::channel(64);
@@ -145,11 +177,11 @@ impl Relay {
             commands: shard_commands,
             news: news_sender,
         };
-        let [client_address, link_address] = match placement {
+        let Bound { client, links } = match placement {
             Placement::HostTasks => {
-                let (driver, addresses) = start.build()?;
+                let (driver, bound) = start.build()?;
                 host.spawn(driver.run());
-                addresses
+                bound
             }
             Placement::OwnThreads => start.on_own_thread().await?,
         };
@@ -163,14 +195,11 @@ impl Relay {
                 region: settings.region,
                 client_addresses: advertised(
                     settings.client_advertise,
-                    client_address,
+                    client,
                     "client_advertise",
                 )?,
-                link_addresses: advertised(
-                    settings.link_advertise,
-                    link_address,
-                    "link_advertise",
-                )?,
+                link_addresses: advertised(settings.link_advertise, links[0], "link_advertise")?,
+                uplinks: uplink_infos(settings.link_capacity, settings.uplinks, &links)?,
                 latitude: settings.latitude,
                 longitude: settings.longitude,
             },
@@ -190,8 +219,8 @@ impl Relay {
         Ok(Self {
             name: settings.name,
             host,
-            client_address,
-            link_address,
+            client_address: client,
+            link_addresses: links,
             shards: vec![commands],
             draining: Arc::new(draining),
             status,
@@ -211,10 +240,10 @@ impl Relay {
         self.client_address
     }
 
-    /// Where it listens for other relays.
+    /// Where it listens for other relays, on uplink 0.
     #[must_use]
     pub fn link_address(&self) -> SocketAddr {
-        self.link_address
+        self.link_addresses[0]
     }
 
     /// Its metrics.
@@ -349,6 +378,13 @@ impl Relay {
     }
 }
 
+/// The addresses that the sockets are bound to.
+struct Bound {
+    client: SocketAddr,
+    /// By uplink, 0 first.
+    links: Vec<SocketAddr>,
+}
+
 /// What a shard is started with.
 struct ShardStart {
     settings: RelaySettings,
@@ -361,7 +397,7 @@ struct ShardStart {
 
 impl ShardStart {
     /// Binds the ports and builds the shard. Must be called where the shard will run.
-    fn build(self) -> Result<(Driver, [SocketAddr; 2]), StartError> {
+    fn build(self) -> Result<(Driver, Bound), StartError> {
         let host = self.host;
         let settings = self.settings;
         let bind = |port, address, what, option| {
@@ -380,8 +416,20 @@ impl ShardStart {
             "clients",
             "--client-listen",
         )?;
-        let (link_address, link) =
-            bind(Port::Link, settings.link_listen, "relays", "--link-listen")?;
+        let mut wanted = vec![(Uplink(0), settings.link_listen, "--link-listen")];
+        for uplink in &settings.uplinks {
+            let option = "`link_listen` of the uplink";
+            wanted.push((Uplink(uplink.number), uplink.link_listen, option));
+        }
+        let mut sockets = vec![client];
+        let mut link_ports = Vec::new();
+        let mut links = Vec::new();
+        for (nth, (uplink, listen, option)) in (0..).zip(wanted) {
+            let (address, socket) = bind(Port::Link(nth), listen, "relays", option)?;
+            link_ports.push((uplink, socket.traits()));
+            links.push(address);
+            sockets.push(socket);
+        }
         let certificates = transport::certificates(
             &settings.identity,
             &settings.roots,
@@ -392,7 +440,8 @@ impl ShardStart {
             client_server: certificates.client_server,
             link_server: certificates.link_server,
             link_client: certificates.link_client,
-            ports: [client.traits(), link.traits()],
+            client_port: sockets[0].traits(),
+            link_ports,
             limits: Limits {
                 max_sessions: settings.max_sessions,
             },
@@ -405,16 +454,20 @@ impl ShardStart {
             busy: Busy::new(host.now()),
             host,
             shard,
-            sockets: [client, link],
+            sockets,
             commands: self.commands,
             news: self.news,
         };
-        Ok((driver, [client_address, link_address]))
+        let bound = Bound {
+            client: client_address,
+            links,
+        };
+        Ok((driver, bound))
     }
 
     /// Runs the shard on a thread with a current-thread runtime of its own: nothing else of this
     /// process can then delay a packet.
-    async fn on_own_thread(self) -> Result<[SocketAddr; 2], StartError> {
+    async fn on_own_thread(self) -> Result<Bound, StartError> {
         let (told, bound) = oneshot::channel();
         std::thread::Builder::new()
             .name("shard-0".to_owned())
@@ -449,6 +502,32 @@ impl ShardStart {
             )))
         })
     }
+}
+
+/// What the controller is told of the uplinks: those beside uplink 0, and every capacity.
+fn uplink_infos(
+    capacity: u64,
+    uplinks: Vec<UplinkSettings>,
+    bound: &[SocketAddr],
+) -> Result<Vec<UplinkInfo>, StartError> {
+    let mut infos = Vec::new();
+    if capacity > 0 {
+        infos.push(UplinkInfo {
+            number: 0,
+            link_addresses: Vec::new(),
+            capacity,
+        });
+    }
+    for (uplink, &bound) in uplinks.into_iter().zip(&bound[1..]) {
+        let option = "`link_advertise` of the uplink";
+        let addresses = advertised(uplink.link_advertise, bound, option)?;
+        infos.push(UplinkInfo {
+            number: u32::from(uplink.number),
+            link_addresses: addresses.iter().map(ToString::to_string).collect(),
+            capacity: uplink.capacity,
+        });
+    }
+    Ok(infos)
 }
 
 /// What others shall use to reach a port bound to `bound`.

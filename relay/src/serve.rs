@@ -19,7 +19,7 @@ use tradewind_trust::{Identity, Roots};
 
 use crate::{
     PROGRAM,
-    config::{Config, ConfigArgs},
+    config::{Config, ConfigArgs, UplinkConfig},
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -178,6 +178,8 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
         link_listen: config.link_listen,
         client_advertise: config.client_advertise.clone(),
         link_advertise: config.link_advertise.clone(),
+        link_capacity: config.link_capacity.bytes_per_sec(),
+        uplinks: config.uplinks.iter().map(UplinkConfig::settings).collect(),
         controllers: config.controllers.clone(),
         identity,
         roots,

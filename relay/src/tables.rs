@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-use tradewind_proto::{PlanId, RelayIndex, control::RelayInfo};
+use tradewind_proto::{PlanId, RelayIndex, Uplink, control::RelayInfo};
 use tradewind_trust::TokenKeys;
 
 use crate::{
@@ -21,7 +21,8 @@ pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) region: String,
     pub(crate) client_addresses: Vec<SocketAddr>,
-    pub(crate) link_addresses: Vec<SocketAddr>,
+    /// By uplink; uplink 0 is always there.
+    link_addresses: BTreeMap<Uplink, Vec<SocketAddr>>,
     pub(crate) draining: bool,
 }
 
@@ -30,14 +31,33 @@ impl Member {
     pub(crate) fn from_info(info: &RelayInfo) -> Option<Self> {
         let parse =
             |list: &[String]| -> Vec<SocketAddr> { list.iter().flat_map(|a| a.parse()).collect() };
+        let mut link_addresses: BTreeMap<Uplink, Vec<SocketAddr>> = info
+            .uplinks
+            .iter()
+            .filter_map(|uplink| {
+                let number = u8::try_from(uplink.number).ok()?;
+                Some((Uplink(number), parse(&uplink.link_addresses)))
+            })
+            .collect();
+        link_addresses.insert(Uplink(0), parse(&info.link_addresses));
         Some(Self {
             index: relay_index(info.index)?,
             name: info.name.clone(),
             region: info.region.clone(),
             client_addresses: parse(&info.client_addresses),
-            link_addresses: parse(&info.link_addresses),
+            link_addresses,
             draining: info.draining,
         })
+    }
+
+    /// Whether it has an uplink of that number.
+    pub(crate) fn has_uplink(&self, uplink: Uplink) -> bool {
+        self.link_addresses.contains_key(&uplink)
+    }
+
+    /// Where it is to be dialled over an uplink.
+    pub(crate) fn addresses_of(&self, uplink: Uplink) -> &[SocketAddr] {
+        self.link_addresses.get(&uplink).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -147,7 +147,7 @@ fn brownout(seed: u64, spec: LinkSpec) -> Duration {
     run_virtual(seed, |wan| async move {
         let world = planned(&wan).await;
         let mut alice = world.client(0, "alice").await;
-        let bob = world.client(2, "bob").await;
+        let _bob = world.client(2, "bob").await;
         wan.sleep(Duration::from_millis(500)).await;
         let handle = alice.handle("bob").await;
         for sequence in 0..250 {

@@ -45,12 +45,14 @@ const DELAY_RECOVERY_US: u64 = 1_000_000;
 const LOSS_RECOVERY_US: u64 = 2_000_000;
 /// Loss is looked at over each of these.
 const LOSS_WINDOWS_US: [u64; 3] = [250_000, 500_000, 1_000_000];
+/// Of fewer packets within a window nothing is said: losses are found in bunches.
+const LEAST_SENT: u64 = 10;
 /// Less than this is no brownout, however certain.
 const LEAST_SHARE: f64 = 0.2;
 /// A degraded link with less than this has recovered.
 const RECOVERED_SHARE: f64 = 0.1;
 /// A link is taken to lose so much normally, at least.
-const NORMAL_LOSS: f64 = 0.005;
+const NORMAL_LOSS: f64 = 0.01;
 /// The chance that what is seen is chance is at most e to the minus this (100,000 to 1), by
 /// Chernoff's bound on the tail of the binomial distribution, which is itself some times too high.
 const CERTAINTY: f64 = 11.5;
@@ -294,7 +296,7 @@ impl LossWatch {
         for window in LOSS_WINDOWS_US {
             let (sent, lost) = self.within(now, window, rtt_us);
             let share = lost as f64 / sent.max(1) as f64;
-            if share >= LEAST_SHARE && beyond_chance(sent, lost, usual) {
+            if sent >= LEAST_SENT && share >= LEAST_SHARE && beyond_chance(sent, lost, usual) {
                 self.share = share.min(1.0);
                 self.degraded_at = Some(now);
                 return;

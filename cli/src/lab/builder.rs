@@ -167,6 +167,8 @@ impl<'a> Builder<'a> {
             link_listen: SocketAddr::new(host.ip(), LINK_PORT),
             client_advertise: Vec::new(),
             link_advertise: Vec::new(),
+            link_capacity: 0,
+            uplinks: Vec::new(),
             controllers: vec![controller.to_string()],
             identity,
             roots: self.ca.roots(),

@@ -124,7 +124,7 @@ impl Plan {
                         FaultKind::Brownout(a, b, Worse::Delay(by))
                     }
                     Kind::BrownoutLoss => {
-                        FaultKind::Brownout(a, b, Worse::Loss(rng.random_range(200_000..500_000)))
+                        FaultKind::Brownout(a, b, Worse::Loss(rng.random_range(200_000..400_000)))
                     }
                     _ => FaultKind::DelayStep(a, b, rng.random_range(5_000..60_000)),
                 };

@@ -135,6 +135,11 @@ impl Moment {
         !self.dead[relay] && !self.stalled[relay]
     }
 
+    /// Whether the link works far worse than is normal for it.
+    pub(super) fn is_degraded(&self, a: usize, b: usize) -> bool {
+        self.degraded[a * self.n + b]
+    }
+
     /// Whether packets pass between two places, both ways.
     pub(super) fn is_open(&self, a: usize, b: usize) -> bool {
         let n = self.n;

@@ -28,6 +28,9 @@ pub(super) const PACE: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(20);
 /// Failover: a dead link is found within this time.
 const DETECTION: Duration = Duration::from_millis(300);
+/// Of a flow over a link that loses many packets, a few in a row are lost by chance before the link
+/// is left.
+const BY_CHANCE: Duration = Duration::from_secs(1);
 /// Between the same two choices a tree changes once in this time.
 const CALM: Duration = Duration::from_secs(60);
 /// Who leaves a tree all of whose links have worked for so long leaves it by choice.
@@ -138,12 +141,11 @@ fn reachable(facts: &Facts<'_>, found: &mut Vec<Violation>) {
             continue;
         }
         let log = facts.watched.steady.log(from, to);
-        let edges = |number: u32| {
+        let path = |number: u32| {
             let trail = facts.watched.trails.trail(&(STEADY, from, to, number))?;
-            let path = trail.path();
-            Some((*path.first()?, *path.last()?))
+            Some(trail.path())
         };
-        if let Some((at, silent, bound)) = too_silent(facts, &log, (from, to), &edges) {
+        if let Some((at, silent, bound)) = too_silent(facts, &log, (from, to), &path) {
             found.push(Violation {
                 invariant: "nobody is unreachable for longer than failover takes",
                 what: format!(
@@ -163,7 +165,7 @@ fn too_silent(
     facts: &Facts<'_>,
     log: &Log,
     places: (usize, usize),
-    edges: &dyn Fn(u32) -> Option<(usize, usize)>,
+    path: &dyn Fn(u32) -> Option<Vec<usize>>,
 ) -> Option<(Duration, Duration, Duration)> {
     let mut worst = None;
     let last_sent = log.sent.last()?.saturating_sub(facts.origin);
@@ -175,7 +177,8 @@ fn too_silent(
     arrivals.push((last_sent, None));
     for silence in arrivals.windows(2) {
         let ((begins, number), (ends, next)) = (silence[0], silence[1]);
-        let Some((edge_in, edge_out)) = number.and_then(edges) else {
+        let path = number.and_then(path).unwrap_or_default();
+        let (Some(&edge_in), Some(&edge_out)) = (path.first(), path.last()) else {
             continue;
         };
         let delay = next
@@ -188,7 +191,12 @@ fn too_silent(
         while to > begins {
             let changed = facts.ground.last_change(to);
             let from = changed.max(begins);
-            let bound = DETECTION + slowest_at(facts, changed) + delay + PACE;
+            let healthy = facts.ground.throughout(from, to, |now| {
+                path.windows(2)
+                    .all(|link| !now.is_degraded(link[0], link[1]))
+            });
+            let by_chance = if healthy { Duration::ZERO } else { BY_CHANCE };
+            let bound = DETECTION + slowest_at(facts, changed) + delay + PACE + by_chance;
             let silent = to - from;
             let way = || {
                 facts
@@ -368,7 +376,7 @@ mod tests {
     fn silence(applied: &[Applied], back: Duration) -> Option<Duration> {
         let world = world(applied);
         let facts = facts(&world, applied, &[]);
-        too_silent(&facts, &silent_until(back), (0, 1), &|_| Some((0, 1)))
+        too_silent(&facts, &silent_until(back), (0, 1), &|_| Some(vec![0, 1]))
             .map(|(_, silent, _)| silent)
     }
 

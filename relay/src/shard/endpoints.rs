@@ -1,4 +1,4 @@
-//! The two QUIC endpoints of a shard, one per UDP port, and the names of their connections.
+//! The QUIC endpoints of a shard, one per UDP port, and the names of their connections.
 
 use std::{
     collections::VecDeque,
@@ -7,22 +7,29 @@ use std::{
 };
 
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig, Transmit};
+use tradewind_proto::Uplink;
 
 use super::connection::Conn;
 
 /// Answers of an endpoint itself (stateless resets, retries) that wait to be sent.
 const MAX_RESPONSES: usize = 1_024;
-/// Which of the relay's two UDP ports.
+/// Which of the relay's UDP ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Port {
     /// Clients.
     Client,
-    /// Other relays.
-    Link,
+    /// Other relays, over one of the uplinks: by its place among them, 0 is uplink 0.
+    Link(u8),
 }
 
 impl Port {
-    pub(crate) const ALL: [Self; 2] = [Self::Client, Self::Link];
+    /// Its place among all ports.
+    pub(crate) fn place(self) -> usize {
+        match self {
+            Self::Client => 0,
+            Self::Link(nth) => 1 + usize::from(nth),
+        }
+    }
 }
 
 /// Names one connection. `serial` tells it from a later one in the same place.
@@ -41,9 +48,11 @@ pub(crate) struct PortTraits {
     pub(crate) max_segments: usize,
 }
 
-/// One of the two QUIC endpoints and its connections.
+/// One of the QUIC endpoints and its connections.
 pub(super) struct Endpoints {
     pub(super) port: Port,
+    /// The uplink that it is for; 0 for clients.
+    pub(super) uplink: Uplink,
     pub(super) endpoint: Endpoint,
     pub(super) ipv6: bool,
     pub(super) max_segments: usize,
@@ -57,6 +66,7 @@ pub(super) struct Endpoints {
 impl Endpoints {
     pub(super) fn new(
         port: Port,
+        uplink: Uplink,
         config: EndpointConfig,
         server: Arc<ServerConfig>,
         traits: PortTraits,
@@ -64,6 +74,7 @@ impl Endpoints {
         let allow_mtud = !traits.may_fragment;
         Self {
             port,
+            uplink,
             endpoint: Endpoint::new(Arc::new(config), Some(server), allow_mtud, None),
             ipv6: traits.ipv6,
             max_segments: traits.max_segments,

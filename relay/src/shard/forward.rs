@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use tradewind_proto::{
-    DropReason, Locator, RelayIndex,
+    DropReason, Locator, RelayIndex, Uplink,
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
@@ -40,7 +40,9 @@ impl Shard {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
             Verdict::Local(locator) => self.deliver(locator, packet, now),
             Verdict::Link {
-                next, deflected, ..
+                next,
+                uplink,
+                deflected,
             } => {
                 let header = &mut packet.header;
                 if header.sender.relay != tables.me && !header.pass(tables.me) {
@@ -56,10 +58,11 @@ impl Shard {
                     packet.deflected = true;
                     self.metrics.count_deflection(reason);
                 }
-                let Some(key) = self.peers.get(&next).and_then(|peer| peer.conn) else {
+                let Some((uplink, key)) = self.link_to(next, uplink) else {
                     self.metrics.count_drop(DropReason::NoWay);
                     return;
                 };
+                packet.header.uplink = uplink.0;
                 if packet.header.kind != Kind::Control {
                     self.link_carries(key, now);
                 }
@@ -162,15 +165,45 @@ impl Shard {
         }
     }
 
-    /// How it stands with the links to another relay.
+    /// How it stands with another relay: as with the best of the links to it.
     pub(super) fn neighbour(&self, relay: RelayIndex) -> NeighbourState {
-        let conn = self
-            .peers
-            .get(&relay)
-            .and_then(|peer| self.conn(peer.conn?));
-        match conn.map(|conn| (&conn.role, conn.alive)) {
-            Some((Role::Link(link), true)) => link.health(),
-            _ => NeighbourState::Down,
-        }
+        self.links_to(relay)
+            .map(|(.., state)| state)
+            .min_by_key(|&state| badness(state))
+            .unwrap_or(NeighbourState::Down)
+    }
+
+    /// The link to take to another relay: over the uplink that the plan wants while none is in better
+    /// health.
+    fn link_to(&self, relay: RelayIndex, wanted: Uplink) -> Option<(Uplink, ConnKey)> {
+        self.links_to(relay)
+            .min_by_key(|&(uplink, _, state)| (badness(state), uplink != wanted))
+            .map(|(uplink, key, _)| (uplink, key))
+    }
+
+    /// The links to a relay that are connected, by the number of the uplink.
+    fn links_to(
+        &self,
+        relay: RelayIndex,
+    ) -> impl Iterator<Item = (Uplink, ConnKey, NeighbourState)> + '_ {
+        let all = (relay, Uplink(u8::MIN))..=(relay, Uplink(u8::MAX));
+        self.peers.range(all).filter_map(|(&(_, uplink), peer)| {
+            let key = peer.conn?;
+            let conn = self.conn(key)?;
+            let state = match &conn.role {
+                Role::Link(link) if conn.alive => link.health(),
+                _ => NeighbourState::Down,
+            };
+            Some((uplink, key, state))
+        })
+    }
+}
+
+/// The order of preference, least first; and among degraded links by how much.
+fn badness(state: NeighbourState) -> (u8, u32) {
+    match state {
+        NeighbourState::Up => (0, 0),
+        NeighbourState::Degraded { extra_us } => (1, extra_us),
+        NeighbourState::Down => (2, 0),
     }
 }

@@ -14,7 +14,7 @@ use tradewind_routing::{LinkState, NeighbourState};
 use tradewind_trust::{cert_name, tls, verify_peer_name};
 
 use super::{
-    ConnKey, Shard, TimerKey,
+    ConnKey, Port, Shard, TimerKey,
     connection::{Conn, Role},
     probing::Probing,
 };
@@ -46,7 +46,10 @@ pub(crate) struct Link {
     pub(super) delay_in: Duration,
 }
 
-/// Another relay, as the shard knows it.
+/// Another relay, over one uplink.
+pub(super) type PeerKey = (RelayIndex, Uplink);
+
+/// Another relay over one uplink, as the shard knows it.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     pub(super) conn: Option<ConnKey>,
@@ -55,10 +58,16 @@ pub(super) struct Peer {
 }
 
 impl Link {
-    fn new(peer: Option<RelayIndex>, dialed: bool, session: u32, now: Instant) -> Self {
+    fn new(
+        peer: Option<RelayIndex>,
+        uplink: Uplink,
+        dialed: bool,
+        session: u32,
+        now: Instant,
+    ) -> Self {
         Self {
             peer,
-            uplink: Uplink::default(),
+            uplink,
             dialed,
             since: now,
             greeted: false,
@@ -89,9 +98,10 @@ impl Link {
 
 impl Shard {
     /// A new link connection that another relay has dialled.
-    pub(super) fn accepted_link(&mut self, now: Instant) -> Role {
+    pub(super) fn accepted_link(&mut self, port: Port, now: Instant) -> Role {
         let session = self.rng.random_range(1..=u32::MAX);
-        Role::Link(Box::new(Link::new(None, false, session, now)))
+        let uplink = self.endpoints(port).uplink;
+        Role::Link(Box::new(Link::new(None, uplink, false, session, now)))
     }
 
     /// Brings the peers in line with the list of relays: dials the new ones (the lower name dials),
@@ -102,62 +112,74 @@ impl Shard {
         if me == RelayIndex::NONE {
             return;
         }
-        let gone: Vec<RelayIndex> = self
+        // Over every uplink that both have.
+        let own: Vec<Uplink> = self.links.iter().map(|links| links.uplink).collect();
+        let linked = |(index, uplink): PeerKey| {
+            let member = tables.members.get(&index);
+            member.is_some_and(|member| own.contains(&uplink) && member.has_uplink(uplink))
+        };
+        let gone: Vec<PeerKey> = self
             .peers
             .keys()
             .copied()
-            .filter(|index| !tables.members.contains_key(index))
+            .filter(|&peer| !linked(peer))
             .collect();
-        for index in gone {
-            if let Some(peer) = self.peers.remove(&index)
+        for peer in gone {
+            if let Some(peer) = self.peers.remove(&peer)
                 && let Some(key) = peer.conn
             {
                 self.close(key, CloseCode::Done, "no longer in the network", now);
             }
         }
         for member in tables.members.values() {
-            if member.index != me && !self.peers.contains_key(&member.index) {
-                self.peers.insert(member.index, Peer::default());
-                if self.name < member.name {
-                    self.timers.push(now, TimerKey::Dial(member.index));
+            for &uplink in &own {
+                let peer = (member.index, uplink);
+                if member.index != me && linked(peer) && !self.peers.contains_key(&peer) {
+                    self.peers.insert(peer, Peer::default());
+                    if self.name < member.name {
+                        self.timers.push(now, TimerKey::Dial(peer));
+                    }
                 }
             }
         }
     }
 
-    /// Dials a relay unless it is connected.
-    pub(super) fn dial(&mut self, index: RelayIndex, now: Instant) {
+    /// Dials a relay over an uplink unless it is connected.
+    pub(super) fn dial(&mut self, dialled: PeerKey, now: Instant) {
+        let (index, uplink) = dialled;
         let Some(member) = self.tables.members.get(&index).cloned() else {
             return;
         };
-        let Some(peer) = self.peers.get_mut(&index) else {
+        let own = self.links.iter_mut().find(|links| links.uplink == uplink);
+        let (Some(links), Some(peer)) = (own, self.peers.get_mut(&dialled)) else {
             return;
         };
         if peer.conn.is_some() || self.draining {
             return;
         }
         let addresses: Vec<_> = member
-            .link_addresses
+            .addresses_of(uplink)
             .iter()
-            .filter(|address| address.is_ipv6() == self.links.ipv6 || self.links.ipv6)
+            .filter(|address| address.is_ipv6() == links.ipv6 || links.ipv6)
             .collect();
         let Some(&&address) = addresses.get(peer.address % addresses.len().max(1)) else {
-            self.redial_later(index, now);
+            self.redial_later(dialled, now);
             return;
         };
         peer.address += 1;
-        let result = self.links.endpoint.connect(
+        let port = links.port;
+        let result = links.endpoint.connect(
             now,
             self.link_client.clone(),
-            self.links.reachable(address),
+            links.reachable(address),
             &cert_name(&member.name),
         );
         match result {
             Ok((handle, quic)) => {
                 let session = self.rng.random_range(1..=u32::MAX);
-                let link = Link::new(Some(index), true, session, now);
-                let key = self.insert(super::Port::Link, handle, quic, Role::Link(Box::new(link)));
-                if let Some(peer) = self.peers.get_mut(&index) {
+                let link = Link::new(Some(index), uplink, true, session, now);
+                let key = self.insert(port, handle, quic, Role::Link(Box::new(link)));
+                if let Some(peer) = self.peers.get_mut(&dialled) {
                     peer.conn = Some(key);
                 }
                 self.timers
@@ -165,32 +187,32 @@ impl Shard {
             }
             Err(error) => {
                 tracing::warn!(peer = %member.name, %address, %error, "cannot dial");
-                self.redial_later(index, now);
+                self.redial_later(dialled, now);
             }
         }
     }
 
-    fn redial_later(&mut self, index: RelayIndex, now: Instant) {
-        let Some(member) = self.tables.members.get(&index) else {
+    fn redial_later(&mut self, dialled: PeerKey, now: Instant) {
+        let Some(member) = self.tables.members.get(&dialled.0) else {
             return;
         };
         if self.name >= member.name {
             return; // the other side dials
         }
-        let Some(peer) = self.peers.get_mut(&index) else {
+        let Some(peer) = self.peers.get_mut(&dialled) else {
             return;
         };
         peer.redial = (peer.redial * 2).clamp(FIRST_REDIAL, LAST_REDIAL);
         // Half to all of it, so that relays do not redial in step.
         let wait = peer.redial.mul_f64(self.rng.random_range(0.5..1.0));
-        self.timers.push(now + wait, TimerKey::Dial(index));
+        self.timers.push(now + wait, TimerKey::Dial(dialled));
     }
 
     /// The handshake of a link is complete: who dialled greets.
     pub(super) fn link_connected(&mut self, key: ConnKey, now: Instant) {
         let hello = frame_message(&LinkHello {
             relay: self.name.clone(),
-            uplink: 0,
+            uplink: u32::from(self.endpoints(key.port).uplink.0),
             software: super::SOFTWARE.to_owned(),
         });
         let Some(conn) = self.conn_mut(key) else {
@@ -227,9 +249,10 @@ impl Shard {
             );
             return;
         };
+        let uplink = self.endpoints(key.port).uplink;
         let answer = frame_message(&LinkHello {
             relay: self.name.clone(),
-            uplink: 0,
+            uplink: u32::from(uplink.0),
             software: super::SOFTWARE.to_owned(),
         });
         let Some(conn) = self.conn_mut(key) else {
@@ -252,15 +275,23 @@ impl Shard {
         if link.greeted {
             return;
         }
+        if hello.uplink != u32::from(uplink.0) {
+            let reason = format!(
+                "{} takes this address for its uplink {}, here it is uplink {}: number them alike",
+                member.name, hello.uplink, uplink.0
+            );
+            tracing::warn!(peer = %member.name, "{reason}");
+            self.close(key, CloseCode::WrongPeer, &reason, now);
+            return;
+        }
         link.peer = Some(member.index);
-        link.uplink = Uplink(hello.uplink.min(255) as u8);
         link.greeted = true;
         link.since = now;
         let dialed = link.dialed;
         if !dialed {
             conn.send_control(answer);
         }
-        let peer = self.peers.entry(member.index).or_default();
+        let peer = self.peers.entry((member.index, uplink)).or_default();
         peer.redial = Duration::ZERO;
         let older = peer.conn.replace(key).filter(|&older| older != key);
         if let Some(older) = older {
@@ -324,6 +355,7 @@ impl Shard {
 
     /// A link's connection is over.
     pub(super) fn link_over(&mut self, key: ConnKey, peer: RelayIndex, now: Instant) {
+        let peer = (peer, self.endpoints(key.port).uplink);
         let Some(entry) = self.peers.get_mut(&peer) else {
             return;
         };

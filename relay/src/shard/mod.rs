@@ -1,5 +1,5 @@
 //! The data plane: one shard is a plain single-threaded value that owns its QUIC endpoints (one for
-//! clients, one for links), their connections, sessions and queues. It has no locks, no tasks, no
+//! clients, one for the links of each uplink), their connections, sessions and queues. It has no locks, no tasks, no
 //! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
 //!
 //! A packet's way: [`connection`] (decrypt, parse) → [`forward`] and [`crate::forwarder`] (which
@@ -31,7 +31,7 @@ use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, Uplink, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
@@ -40,7 +40,7 @@ pub(crate) use self::endpoints::{ConnKey, Port, PortTraits};
 use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
-    link::Peer,
+    link::{Peer, PeerKey},
     probing::PlanUse,
     requests::Request,
     timers::Timers,
@@ -78,7 +78,7 @@ enum TimerKey {
     Silence(ConnKey),
     Greeting(ConnKey),
     Dialled(ConnKey),
-    Dial(RelayIndex),
+    Dial(PeerKey),
     Request(u64),
     Report,
     ReportSoon,
@@ -98,8 +98,10 @@ pub(crate) struct ShardConfig {
     pub(crate) client_server: Arc<ServerConfig>,
     pub(crate) link_server: Arc<ServerConfig>,
     pub(crate) link_client: quinn_proto::ClientConfig,
-    /// Whether each port's socket speaks IPv6, and whether it may fragment.
-    pub(crate) ports: [PortTraits; 2],
+    /// What the clients' socket can do.
+    pub(crate) client_port: PortTraits,
+    /// The uplinks, 0 first, and what the socket of each can do.
+    pub(crate) link_ports: Vec<(Uplink, PortTraits)>,
     pub(crate) limits: Limits,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
@@ -167,7 +169,8 @@ pub(crate) struct Shard {
     directory: Arc<Directory>,
     tables: Arc<Tables>,
     clients: Endpoints,
-    links: Endpoints,
+    /// One for each uplink, in the order of their numbers.
+    links: Vec<Endpoints>,
     link_client: quinn_proto::ClientConfig,
     next_serial: u32,
     timers: Timers<TimerKey>,
@@ -175,7 +178,7 @@ pub(crate) struct Shard {
     inbox: VecDeque<(ConnKey, Input)>,
     /// Messages from this relay to itself.
     own_messages: VecDeque<control::RelayMessage>,
-    peers: BTreeMap<RelayIndex, Peer>,
+    peers: BTreeMap<PeerKey, Peer>,
     /// The oldest plan that each neighbour stamps, and when it said so.
     stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
     /// By the destination's relay index.
@@ -210,14 +213,23 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
         let mut rng = config.rng;
-        let mut endpoints = |port: Port, server: Arc<ServerConfig>| {
-            let traits = config.ports[port as usize];
+        let mut endpoints = |port: Port, uplink, traits, server: Arc<ServerConfig>| {
             let mut endpoint = EndpointConfig::default();
             endpoint.rng_seed(Some(rng.random()));
-            Endpoints::new(port, endpoint, server, traits)
+            Endpoints::new(port, uplink, endpoint, server, traits)
         };
-        let clients = endpoints(Port::Client, config.client_server);
-        let links = endpoints(Port::Link, config.link_server);
+        let clients = endpoints(
+            Port::Client,
+            Uplink(0),
+            config.client_port,
+            config.client_server,
+        );
+        let links = (0..)
+            .zip(config.link_ports)
+            .map(|(nth, (uplink, traits))| {
+                endpoints(Port::Link(nth), uplink, traits, config.link_server.clone())
+            })
+            .collect();
         let mut timers = Timers::default();
         timers.push(now, TimerKey::Report);
         timers.push(now + RENEWAL, TimerKey::Renewal);
@@ -308,16 +320,19 @@ impl Shard {
                 self.clients
                     .endpoint
                     .set_server_config(Some(new.client_server));
-                self.links.endpoint.set_server_config(Some(new.link_server));
+                for links in &mut self.links {
+                    let server = new.link_server.clone();
+                    links.endpoint.set_server_config(Some(server));
+                }
                 self.link_client = new.link_client;
             }
             Command::Drain { deadline } => self.drain(deadline, now),
             Command::Close => {
                 self.stopping = true;
-                for port in Port::ALL {
-                    for key in self.endpoints(port).keys() {
-                        self.close(key, CloseCode::Draining, "the relay stops", now);
-                    }
+                let all = std::iter::once(&self.clients).chain(&self.links);
+                let keys: Vec<ConnKey> = all.flat_map(Endpoints::keys).collect();
+                for key in keys {
+                    self.close(key, CloseCode::Draining, "the relay stops", now);
                 }
             }
             Command::Inspect(reply) => {
@@ -345,7 +360,7 @@ impl Shard {
         while let Some(key) = self.timers.pop_due(now) {
             self.timer_due(key, now);
         }
-        for endpoints in [&mut self.clients, &mut self.links] {
+        for endpoints in std::iter::once(&mut self.clients).chain(&mut self.links) {
             while let Some((transmit, bytes)) = endpoints.responses.front() {
                 if !send(endpoints.port, transmit, bytes) {
                     return;
@@ -473,7 +488,7 @@ impl Shard {
             Ok((handle, quic)) => {
                 let role = match port {
                     Port::Client => self.accepted_session(now),
-                    Port::Link => self.accepted_link(now),
+                    Port::Link(_) => self.accepted_link(port, now),
                 };
                 self.insert(port, handle, quic, role);
             }
@@ -518,7 +533,7 @@ impl Shard {
         let inbox = &mut self.inbox;
         let endpoints = match key.port {
             Port::Client => &mut self.clients,
-            Port::Link => &mut self.links,
+            Port::Link(nth) => &mut self.links[usize::from(nth)],
         };
         if endpoints.serials.get(key.handle) != Some(&key.serial) {
             return;
@@ -562,7 +577,7 @@ impl Shard {
                     self.handshake_over(key);
                     match key.port {
                         Port::Client => self.session_connected(key, now),
-                        Port::Link => self.link_connected(key, now),
+                        Port::Link(_) => self.link_connected(key, now),
                     }
                 }
                 (_, Input::Lost(reason)) => {
@@ -574,9 +589,9 @@ impl Shard {
                 (Port::Client, Input::Datagram(raw)) => self.session_packet(key, raw, false, now),
                 (Port::Client, Input::Packet(raw)) => self.session_packet(key, raw, true, now),
                 (Port::Client, Input::Control(frame)) => self.session_control(key, &frame, now),
-                (Port::Link, Input::Datagram(raw)) => self.link_datagram(key, raw, now),
-                (Port::Link, Input::Packet(raw)) => self.link_packet(key, raw, now),
-                (Port::Link, Input::Control(frame)) => self.link_control(key, &frame, now),
+                (Port::Link(_), Input::Datagram(raw)) => self.link_datagram(key, raw, now),
+                (Port::Link(_), Input::Packet(raw)) => self.link_packet(key, raw, now),
+                (Port::Link(_), Input::Control(frame)) => self.link_control(key, &frame, now),
             }
         }
         while let Some(message) = self.own_messages.pop_front() {
@@ -657,7 +672,7 @@ impl Shard {
             TimerKey::Silence(key) => self.silence_due(key, now),
             TimerKey::Greeting(key) => self.greeting_due(key, now),
             TimerKey::Dialled(key) => self.dialled(key, now),
-            TimerKey::Dial(index) => self.dial(index, now),
+            TimerKey::Dial(peer) => self.dial(peer, now),
             TimerKey::Request(id) => self.try_request(id, now),
             TimerKey::Report => {
                 self.share_budget(now);
@@ -781,14 +796,14 @@ impl Shard {
     fn endpoints(&mut self, port: Port) -> &mut Endpoints {
         match port {
             Port::Client => &mut self.clients,
-            Port::Link => &mut self.links,
+            Port::Link(nth) => &mut self.links[usize::from(nth)],
         }
     }
 
     fn conn(&self, key: ConnKey) -> Option<&Conn> {
         let endpoints = match key.port {
             Port::Client => &self.clients,
-            Port::Link => &self.links,
+            Port::Link(nth) => &self.links[usize::from(nth)],
         };
         (endpoints.serials.get(key.handle) == Some(&key.serial))
             .then(|| endpoints.conns[key.handle].as_ref())

@@ -108,7 +108,7 @@ impl Probing {
             self.session.on_traffic(now_us);
         }
         // Packets that carry nothing but acknowledgements are not missed when they are lost.
-        let carried = stats.frame_tx.datagram + stats.frame_tx.stream;
+        let carried = stats.frame_tx.datagram + stats.frame_tx.stream + stats.frame_tx.ping;
         let sent = stats.path.sent_packets.min(carried);
         self.session
             .on_counts(now_us, sent, stats.path.lost_packets);
@@ -192,7 +192,7 @@ impl Shard {
         let keys: Vec<(RelayIndex, ConnKey)> = self
             .peers
             .iter()
-            .filter_map(|(&index, peer)| Some((index, peer.conn?)))
+            .filter_map(|(&(index, _), peer)| Some((index, peer.conn?)))
             .collect();
         let mut wishes = Vec::with_capacity(keys.len());
         let mut carrying = BTreeMap::new();
@@ -200,19 +200,23 @@ impl Shard {
             let wish = self
                 .link_mut(key)
                 .map_or(LinkUse::default(), |link| link.probing.wish(now, now_us));
-            carrying.insert(index, wish.carries);
+            *carrying.entry(index).or_insert(false) |= wish.carries;
             wishes.push(wish);
         }
         for (&(index, _), wish) in keys.iter().zip(&mut wishes) {
             wish.destinations = self.plan_use.destinations.get(&index).copied().unwrap_or(0);
         }
         for (&(next, backup), &count) in &self.plan_use.backups {
-            let Ok(position) = keys.binary_search_by_key(&backup, |&(index, _)| index) else {
-                continue;
-            };
-            wishes[position].backs += count;
-            if carrying.get(&next) == Some(&true) {
-                wishes[position].backs_carrying += count;
+            // Over whichever uplink.
+            let first = keys.partition_point(|&(index, _)| index < backup);
+            let links = keys[first..]
+                .iter()
+                .take_while(|&&(index, _)| index == backup);
+            for position in first..first + links.count() {
+                wishes[position].backs += count;
+                if carrying.get(&next) == Some(&true) {
+                    wishes[position].backs_carrying += count;
+                }
             }
         }
         for (&(_, key), pace) in keys.iter().zip(budget::paces(&wishes)) {

@@ -43,8 +43,8 @@ impl Shard {
             .filter(|link| link.state == control::link_state::State::Up as i32)
             .count();
         self.metrics.links_up.set(up as i64);
-        let queued: usize = [&self.clients, &self.links]
-            .into_iter()
+        let queued: usize = std::iter::once(&self.clients)
+            .chain(&self.links)
             .flat_map(|endpoints| endpoints.conns.iter().flatten())
             .map(|conn| conn.queue.len())
             .sum();
@@ -66,10 +66,10 @@ impl Shard {
         let peers: Vec<_> = self
             .peers
             .iter()
-            .map(|(&index, peer)| (index, peer.conn))
+            .map(|(&peer, state)| (peer, state.conn))
             .collect();
         let mut states = Vec::with_capacity(peers.len());
-        for (index, key) in peers {
+        for ((index, uplink), key) in peers {
             let Some(name) = self.tables.name_of(index).map(str::to_owned) else {
                 continue;
             };
@@ -84,6 +84,7 @@ impl Shard {
                 // Not connected: nobody answers there.
                 states.push(control::LinkState {
                     peer: name,
+                    uplink: u32::from(uplink.0),
                     state: control::link_state::State::Down as i32,
                     ..Default::default()
                 });

@@ -22,7 +22,7 @@ use tradewind_proto::{
         controller_to_relay, edge_message, lookup_result, relay_to_controller,
     },
     encode_frame, frame_message,
-    packet::{AccessHeader, Kind, Trace},
+    packet::{AccessHeader, Kind, Trace, TraceRecord},
     token::Claims,
 };
 use tradewind_relay::{Placement, Relay, RelaySettings, StartError};
@@ -102,6 +102,18 @@ impl World {
         host: Arc<WanHost>,
         change: impl FnOnce(&mut RelaySettings),
     ) -> Result<Relay, StartError> {
+        self.try_start_relay_on(name, host.clone(), host, change)
+            .await
+    }
+
+    /// The same on a machine of which `host` is a part.
+    pub async fn try_start_relay_on(
+        &self,
+        name: &str,
+        host: Arc<WanHost>,
+        machine: Arc<dyn Host>,
+        change: impl FnOnce(&mut RelaySettings),
+    ) -> Result<Relay, StartError> {
         let identity = self
             .ca
             .issue_relay(name, &[], host.wall_clock(), YEAR)
@@ -113,6 +125,8 @@ impl World {
             link_listen: SocketAddr::new(host.ip(), 7444),
             client_advertise: Vec::new(),
             link_advertise: Vec::new(),
+            link_capacity: 0,
+            uplinks: Vec::new(),
             controllers: vec![self.controller.address.to_string()],
             identity,
             roots: self.ca.roots(),
@@ -123,7 +137,7 @@ impl World {
         };
         (self.change)(&mut settings, &host);
         change(&mut settings);
-        Relay::start(settings, host, Placement::HostTasks).await
+        Relay::start(settings, machine, Placement::HostTasks).await
     }
 
     async fn links_up(&self) -> usize {
@@ -281,6 +295,11 @@ impl FakeController {
     /// The last report of a relay.
     pub fn report(&self, relay: &str) -> LinkReport {
         self.state.lock().unwrap().reports[relay].clone()
+    }
+
+    /// A relay as it has registered.
+    pub fn relay(&self, name: &str) -> RelayInfo {
+        self.state.lock().unwrap().registered[name].0.clone()
     }
 
     /// Payload bytes that clients of `relay` have sent to those of the relay `destination`, by class.
@@ -443,7 +462,7 @@ fn register_relay(
         link_addresses: register.link_addresses,
         draining: false,
         incarnation: register.incarnation,
-        ..Default::default()
+        uplinks: register.uplinks,
     };
     state
         .registered
@@ -610,7 +629,7 @@ impl TestClient {
         ))
     }
 
-    /// Sends a flagged packet of each flow, and gives the way that each one's took, by flow.
+    /// Sends a flagged packet of each flow, and gives the relays that each one's came by, by flow.
     pub async fn ways(
         &self,
         to: &Self,
@@ -618,6 +637,19 @@ impl TestClient {
         class: Class,
         flows: std::ops::Range<u32>,
     ) -> BTreeMap<u32, Vec<u16>> {
+        let ways = self.hops(to, handle, class, flows).await.into_iter();
+        ways.map(|(flow, hops)| (flow, hops.iter().map(|hop| hop.relay.0).collect()))
+            .collect()
+    }
+
+    /// The same with all that the trace says of each hop.
+    pub async fn hops(
+        &self,
+        to: &Self,
+        handle: u32,
+        class: Class,
+        flows: std::ops::Range<u32>,
+    ) -> BTreeMap<u32, Vec<TraceRecord>> {
         let mut ways = BTreeMap::new();
         let flows: Vec<u32> = flows.collect();
         // Few at a time: no queue is to overflow.
@@ -631,8 +663,7 @@ impl TestClient {
             for _ in some {
                 let (received, payload) = to.receive().await.expect("it arrives");
                 let trace = Trace::decode(&payload).unwrap();
-                let way = trace.hops.iter().map(|hop| hop.relay.0).collect();
-                ways.insert(received.flow, way);
+                ways.insert(received.flow, trace.hops);
             }
         }
         ways

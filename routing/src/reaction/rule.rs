@@ -61,7 +61,7 @@ pub enum NextHop<R> {
 /// link. No relay is ever passed twice, so nothing can loop.
 ///
 /// `candidates` are those of the plan with the costs of their whole ways, best first
-/// ([`crate::Backups`]); they obey the packet's rule set.
+/// ([`crate::Backups::candidates_with_cost`]); they obey the packet's rule set.
 pub fn next_hop<R: Copy + PartialEq>(
     packet: &Situation<R>,
     candidates: impl Iterator<Item = (R, f64)> + Clone,
