@@ -163,9 +163,9 @@ impl Moment {
             }
             let mut next = Vec::new();
             for &a in &newest {
-                for b in 0..self.n {
-                    if !reached[b] && self.is_usable(a, b) {
-                        reached[b] = true;
+                for (b, reached) in reached.iter_mut().enumerate() {
+                    if !*reached && self.is_usable(a, b) {
+                        *reached = true;
                         next.push(b);
                     }
                 }
