@@ -39,3 +39,8 @@ bench *ARGS:
 # A whole network on this machine
 lab *ARGS:
     cargo run --release -- lab {{ARGS}}
+
+# Chaos in virtual time: N seeds from FROM on; a failing one prints the command that replays it
+chaos N="20" FROM="1":
+    cargo build --release -p tradewind-cli
+    .ci/chaos {{N}} {{FROM}}

@@ -6,26 +6,42 @@ use anyhow::Context as _;
 use tradewind_routing::RttMatrix;
 use tradewind_service::exit::{UsageError, usage};
 
-/// The table the project ships; see `cli/data/README.md`.
-const REGIONS: &str = include_str!("../data/regions.csv");
-/// How reports call it.
-const REGIONS_NAME: &str = "built-in";
+/// The tables the project ships, smaller first: what reports call them, how many places they have, and
+/// the tables; see `cli/data/README.md`.
+const BUILT_IN: [(&str, usize, &str); 2] = [
+    ("built-in", 12, include_str!("../data/regions.csv")),
+    (
+        "built-in, more regions",
+        24,
+        include_str!("../data/more_regions.csv"),
+    ),
+];
 
 /// Reads the matrix in `file`, or the built-in one; gives its name too.
 ///
 /// All errors are the caller's, as everywhere here.
 pub(crate) fn read(file: Option<&Path>) -> anyhow::Result<(String, RttMatrix)> {
-    let (name, text) = match file {
-        None => (REGIONS_NAME.to_owned(), REGIONS.to_owned()),
-        Some(file) => {
-            let name = file.display().to_string();
-            let text = std::fs::read_to_string(file)
-                .with_context(|| format!("cannot read the matrix {name}"))
-                .map_err(usage)?;
-            (name, text)
-        }
+    let Some(file) = file else {
+        return built_in(0);
     };
-    let matrix = RttMatrix::parse(&text)
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("cannot read the matrix {name}"))
+        .map_err(usage)?;
+    parse(name, &text)
+}
+
+/// The smallest built-in matrix of so many places, or the largest there is.
+pub(crate) fn built_in(places: usize) -> anyhow::Result<(String, RttMatrix)> {
+    let (name, _, text) = BUILT_IN
+        .iter()
+        .find(|(_, size, _)| *size >= places)
+        .unwrap_or(&BUILT_IN[BUILT_IN.len() - 1]);
+    parse((*name).to_owned(), text)
+}
+
+fn parse(name: String, text: &str) -> anyhow::Result<(String, RttMatrix)> {
+    let matrix = RttMatrix::parse(text)
         .with_context(|| format!("the matrix {name} cannot be used"))
         .map_err(usage)?;
     Ok((name, matrix))

@@ -44,6 +44,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// A fresh seed from this host's source of randomness: different on every call, and, on a
     /// seeded host, the same sequence in every run.
     fn seed(&self) -> [u8; 32];
+
+    /// How long a write to this host's disk takes besides what it takes really: on emulated hosts
+    /// with a slow disk. Whoever writes waits for so long before.
+    fn disk_wait(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Conveniences that every [`Host`] has.

@@ -24,6 +24,7 @@ mod shard;
 mod store;
 mod tables;
 mod transport;
+mod watch;
 
 pub use congestion::LinkCongestion;
 pub use debug::{LinkView, PlanView};
@@ -31,3 +32,4 @@ pub use enrol::{EnrolError, Enrolment, enrol};
 pub use relay::{Placement, Relay, RelaySettings, StartError, UplinkSettings};
 pub use resolve::{ResolveError, resolve};
 pub use transport::link_transport;
+pub use watch::Passage;

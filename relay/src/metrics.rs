@@ -7,7 +7,7 @@ use prometheus::{
 };
 use tradewind_proto::{Class, DropReason};
 
-use crate::forwarder::Deflection;
+use crate::{forwarder::Deflection, watch::Watcher};
 
 /// All metrics of a relay, with the label values resolved beforehand: counting a packet is one
 /// atomic addition.
@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     pub(crate) plan_number: IntGauge,
     pub(crate) stamped_share: IntGauge,
     pub(crate) controller_connected: IntGauge,
+    /// Not a number: who sees every packet, if anybody does.
+    pub(crate) watcher: Watcher,
 }
 
 impl Metrics {
@@ -196,6 +198,7 @@ impl Metrics {
                 "tradewind_relay_controller_connected",
                 "Whether the controller is connected (1) or away (0).",
             )?,
+            watcher: Watcher::default(),
             registry: registry.clone(),
         })
     }

@@ -24,6 +24,7 @@ use crate::{
     shard::{Command, Inspection, Limits, News, Port, Shard, ShardConfig},
     store::Store,
     transport,
+    watch::Passage,
 };
 
 /// Everything a relay needs to know to start.
@@ -249,6 +250,12 @@ impl Relay {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.metrics.registry
+    }
+
+    /// Has `watch` see every packet that passes from now on, on the thread that forwards it: for
+    /// tests. Only the first call has an effect.
+    pub fn watch_packets(&self, watch: impl Fn(&Passage<'_>) + Send + Sync + 'static) {
+        self.metrics.watcher.set(Box::new(watch));
     }
 
     /// Why it should not be given clients now, if so. Never depends on the controller being up.

@@ -281,6 +281,10 @@ impl Engine {
             match event.what {
                 What::Timer(timer) => timer.fire(event.at_ns, self),
                 What::Deliver(packet) => {
+                    if let Some(until_ns) = packet.to.stalled_until(self.now_ns()) {
+                        self.schedule(self.round_up(until_ns), What::Deliver(packet));
+                        continue;
+                    }
                     if self.mode == Mode::Real {
                         self.lateness
                             .record(self.now_ns().saturating_sub(event.at_ns));

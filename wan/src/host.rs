@@ -87,6 +87,24 @@ impl WanHost {
         self.node.wall_step_us.fetch_add(by_us, Relaxed);
     }
 
+    /// Gives the host's process no processor for `duration` from now on, as when the machine is
+    /// overloaded or was suspended: what arrives and what timers are due waits until then, and
+    /// comes all at once. Clocks go on. A longer stall that is under way stays.
+    pub fn stall(&self, duration: Duration) {
+        let until_ns = self
+            .core
+            .engine
+            .now_ns()
+            .saturating_add(nanoseconds(duration));
+        self.node.stalled_until_ns.fetch_max(until_ns, Relaxed);
+    }
+
+    /// Has every write to this host's disk take `wait` from now on (see [`Host::disk_wait`]); 0 at
+    /// first.
+    pub fn set_disk_wait(&self, wait: Duration) {
+        self.node.disk_wait_ns.store(nanoseconds(wait), Relaxed);
+    }
+
     /// Kills the process on this host, as a power cut would: its tasks are aborted, its sockets
     /// never send or receive again, its ports are free, and packets that arrive are lost (counted
     /// as `dead_host`) until [`WanHost::revive`]. Timers it had armed may still complete for who
@@ -169,6 +187,10 @@ impl Host for WanHost {
             .fill_bytes(&mut seed);
         seed
     }
+
+    fn disk_wait(&self) -> Duration {
+        Duration::from_nanos(self.node.disk_wait_ns.load(Relaxed))
+    }
 }
 
 /// What the network itself knows of a host.
@@ -180,6 +202,9 @@ pub(crate) struct HostNode {
     access_ns: AtomicU64,
     clock: Mutex<ClockState>,
     wall_step_us: AtomicI64,
+    /// Network time until which its process gets no processor.
+    stalled_until_ns: AtomicU64,
+    disk_wait_ns: AtomicU64,
     rng: Mutex<Rng>,
     alive: AtomicBool,
     ports: Mutex<Ports>,
@@ -214,6 +239,8 @@ impl HostNode {
             access_ns: AtomicU64::new(0),
             clock: Mutex::new(ClockState::new(clock)),
             wall_step_us: AtomicI64::new(0),
+            stalled_until_ns: AtomicU64::new(0),
+            disk_wait_ns: AtomicU64::new(0),
             rng: Mutex::new(Rng::from_seed(seed)),
             alive: AtomicBool::new(true),
             ports: Mutex::default(),
@@ -244,6 +271,12 @@ impl HostNode {
 
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Relaxed)
+    }
+
+    /// Until when its process gets no processor, if it gets none at `now_ns`.
+    pub(crate) fn stalled_until(&self, now_ns: u64) -> Option<u64> {
+        let until_ns = self.stalled_until_ns.load(Relaxed);
+        (until_ns > now_ns).then_some(until_ns)
     }
 
     pub(crate) fn access_ns(&self) -> u64 {

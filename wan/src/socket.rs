@@ -218,7 +218,10 @@ impl AsyncUdpSocket for WanSocket {
             };
             match fate {
                 Ok(at_ns)
-                    if engine.mode == Mode::Real && at_ns <= now_ns && link.queue_is_empty() =>
+                    if engine.mode == Mode::Real
+                        && at_ns <= now_ns
+                        && link.queue_is_empty()
+                        && to_node.stalled_until(now_ns).is_none() =>
                 {
                     engine.deliver_now(&link, &to_node, datagram);
                 }

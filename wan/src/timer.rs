@@ -66,7 +66,7 @@ impl AsyncTimer for WanTimer {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let engine = &self.core.engine;
         let mut state = self.shared.state();
-        if self.shared.node.clock().host_ns(engine.now_ns()) >= state.deadline_host_ns {
+        if self.shared.is_due(&state, engine) {
             return Poll::Ready(());
         }
         match &mut state.waker {
@@ -96,6 +96,12 @@ impl TimerShared {
         Arc::ptr_eq(&self.node, node)
     }
 
+    fn is_due(&self, state: &TimerState, engine: &Engine) -> bool {
+        let now_ns = engine.now_ns();
+        self.node.clock().host_ns(now_ns) >= state.deadline_host_ns
+            && self.node.stalled_until(now_ns).is_none()
+    }
+
     /// The queue's entry of `at_ns` has come up.
     pub(crate) fn fire(self: &Arc<Self>, at_ns: u64, engine: &Engine) {
         let mut state = self.state();
@@ -103,7 +109,7 @@ impl TimerShared {
             return;
         }
         state.queued_ns = None;
-        if self.node.clock().host_ns(engine.now_ns()) < state.deadline_host_ns {
+        if !self.is_due(&state, engine) {
             if state.waker.is_some() {
                 self.enqueue(&mut state, engine);
             }
@@ -125,7 +131,9 @@ impl TimerShared {
 
     /// Sees to it that the queue has an entry no later than the deadline.
     fn enqueue(self: &Arc<Self>, state: &mut TimerState, engine: &Engine) {
-        let at_ns = engine.round_up(self.node.clock().net_ns(state.deadline_host_ns));
+        let due_ns = self.node.clock().net_ns(state.deadline_host_ns);
+        let stalled_ns = self.node.stalled_until(engine.now_ns()).unwrap_or(0);
+        let at_ns = engine.round_up(due_ns.max(stalled_ns));
         if state.queued_ns.is_none_or(|queued_ns| at_ns < queued_ns) {
             state.queued_ns = Some(at_ns);
             engine.schedule(at_ns, What::Timer(self.clone()));

@@ -277,6 +277,43 @@ fn a_killed_host_falls_silent_and_its_revival_starts_afresh() {
 }
 
 #[test]
+fn a_stalled_host_gets_everything_at_once_when_it_goes_on() {
+    run_virtual(1, |wan| async move {
+        let [pa, pb] = ["a", "b"].map(|name| wan.add_place(name));
+        wan.set_links(pa, pb, &LinkSpec::with_delay(ms(10)));
+        let (a, b) = (
+            wan.add_host(pa, HostClock::EXACT),
+            wan.add_host(pb, HostClock::EXACT),
+        );
+        let (sa, sb) = (bind(&a), bind(&b));
+        let started = seen(&b).now();
+        let ticks = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (noting, ticking) = (ticks.clone(), seen(&b));
+        seen(&b).spawn(async move {
+            loop {
+                ticking.sleep(ms(100)).await;
+                noting.lock().unwrap().push(ticking.now() - started);
+            }
+        });
+        send(&*sa, &*sb, b"before");
+        wan.sleep(ms(50)).await;
+        b.stall(ms(200));
+        b.stall(ms(20));
+        send(&*sa, &*sb, b"first");
+        wan.sleep(ms(100)).await;
+        send(&*sa, &*sb, b"second");
+        wan.sleep(ms(99)).await;
+        assert_eq!(drain(&*sb).await, [b"before"]);
+        assert_eq!(*ticks.lock().unwrap(), Vec::<Duration>::new());
+        wan.sleep(ms(2)).await;
+        assert_eq!(drain(&*sb).await, [&b"first"[..], b"second"]);
+        assert_eq!(*ticks.lock().unwrap(), [ms(250)], "clocks go on meanwhile");
+        wan.sleep(ms(100)).await;
+        assert_eq!(*ticks.lock().unwrap(), [ms(250), ms(350)]);
+    });
+}
+
+#[test]
 fn a_host_draws_the_same_seeds_in_every_run_and_no_two_are_equal() {
     let seeds = |seed| {
         run_virtual(seed, |wan| async move {

@@ -49,7 +49,7 @@ impl Display {
         eprintln!("tradewind lab: {scenario}");
         for fault in &scenario.faults {
             let what = fault.what.describe(&scenario.matrix);
-            eprintln!("  at {:?}: {what}", fault.at);
+            eprintln!("  at {:.1} s: {what}", fault.at.as_secs_f64());
         }
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
@@ -130,11 +130,7 @@ impl View {
 
     fn progress(&self, elapsed: Duration) -> String {
         let totals = self.watched.record.totals();
-        let plans = self
-            .watched
-            .controller
-            .get()
-            .map_or(0, tradewind_controller::Controller::plans_activated);
+        let plans = self.watched.plans_activated();
         format!(
             "{:.0} of {:.0} s: media {} of {}, messages {} of {}, plan {plans}",
             elapsed.min(self.duration).as_secs_f64(),
@@ -179,8 +175,8 @@ impl View {
 
     fn path(&self, from: usize, to: usize) -> Vec<String> {
         let (from, to) = (&self.places[from].relay, &self.places[to].relay);
-        let controller = self.watched.controller.get();
-        controller
+        self.watched
+            .controller()
             .and_then(|controller| controller.path(from, to).ok())
             .map(|view| view.path)
             .unwrap_or_default()
@@ -245,7 +241,29 @@ pub(super) fn summary(report: &Report) -> String {
         summary.plan_updates, report.run.startup_s
     );
     for fault in &report.faults {
-        let _ = writeln!(text, "at {:>5} s    {}", fault.at_s, fault.what);
+        let _ = writeln!(text, "at {:>5.1} s    {}", fault.at_s, fault.what);
+    }
+    if summary.failover_flows > 0 {
+        let _ = writeln!(
+            text,
+            "failover      silence of {} flows: median {} ms, 99 % {} ms, most {} ms; {} over the bound, {} not routed around",
+            summary.failover_flows,
+            shown_ms(summary.failover_gap_ms_p50),
+            shown_ms(summary.failover_gap_ms_p99),
+            shown_ms(summary.failover_gap_ms_max),
+            summary.failover_over_bound,
+            summary.failover_unrouted,
+        );
+    }
+    if summary.session_flows > 0 {
+        let _ = writeln!(
+            text,
+            "sessions      silence of {} flows whose own edge failed: median {} ms, 99 % {} ms, most {} ms",
+            summary.session_flows,
+            shown_ms(summary.session_gap_ms_p50),
+            shown_ms(summary.session_gap_ms_p99),
+            shown_ms(summary.session_gap_ms_max),
+        );
     }
     text
 }

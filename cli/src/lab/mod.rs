@@ -1,25 +1,38 @@
 //! `tradewind lab`: a whole network on this machine, without privileges. Relays, a controller and
 //! clients run on an emulated wide-area network with real round-trip times; all pairs of clients
 //! send each other media packets and messages; what they measure is shown and reported.
+//!
+//! Things fail on purpose, as asked for ([`faults`]) or by chance ([`chaos`], [`failures`]);
+//! [`steady`] measures for how long that silences a flow, [`invariants`] says what must hold all
+//! the same.
 
+mod acts;
+mod builder;
+mod chaos;
 mod display;
+mod failures;
+mod faults;
+mod ground;
+mod invariants;
 mod options;
 mod places;
 mod record;
 mod report;
 mod schedule;
 mod seeds;
+mod steady;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod trails;
 mod world;
 
 use std::{io::Write as _, sync::Arc, time::Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 pub(crate) use options::LabArgs;
-use options::Scenario;
+use options::{Mode, Scenario};
 use report::Report;
 use world::Watched;
 
@@ -28,22 +41,49 @@ pub(crate) fn run(args: &LabArgs) -> anyhow::Result<()> {
     // Nothing but what goes wrong with us: in the lab things are broken on purpose.
     let _ = tradewind_service::logs::init("off");
     let scenario = Scenario::new(args)?;
+    if let Mode::Failures { .. } = scenario.mode {
+        let report = failures::measure(&scenario, true)?;
+        show(&scenario, &report, || report.summary())?;
+        return report.verdict(&scenario);
+    }
     let report = measure(&scenario, true)?;
-    let json = serde_json::to_string_pretty(&report).context("cannot write the report")? + "\n";
+    show(&scenario, &report, || display::summary(&report))?;
+    verdict(&scenario, &report)
+}
+
+/// Writes the report where it was asked for, and shows it.
+fn show(
+    scenario: &Scenario,
+    report: &impl serde::Serialize,
+    summary: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report).context("cannot write the report")? + "\n";
     if let Some(file) = &scenario.report {
         std::fs::write(file, &json)
             .with_context(|| format!("cannot write the report to {}", file.display()))?;
     }
-    let text = if scenario.json {
-        json
-    } else {
-        display::summary(&report)
-    };
+    let text = if scenario.json { json } else { summary() };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Nobody reads on: `tradewind lab | head`.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         done => done.context("cannot write to standard output"),
     }
+}
+
+/// An error when something did not hold that must, with the command that shows it again.
+fn verdict(scenario: &Scenario, report: &Report) -> anyhow::Result<()> {
+    if report.violations.is_empty() {
+        return Ok(());
+    }
+    for violation in &report.violations {
+        eprintln!("broken: {}: {}", violation.invariant, violation.what);
+    }
+    bail!(
+        "{} violations with seed {}; to replay: {}",
+        report.violations.len(),
+        scenario.seed,
+        scenario.replay()
+    )
 }
 
 /// Builds the world, runs it to its end and says what was measured; shows it meanwhile on standard

@@ -1,6 +1,6 @@
 //! What the lab is asked to show: command line options, made into a [`Scenario`].
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -10,11 +10,17 @@ use tradewind_service::{
     exit::{UsageError, usage},
 };
 
-use super::places::{self, Place};
-use crate::matrix_args::{self, link, place};
+use super::{
+    chaos,
+    faults::{self, Fault},
+    places::{self, Place},
+};
+use crate::matrix_args::{self, place};
 
-/// Of the built-in matrix's places; see `cli/data/README.md`.
+/// Of the built-in matrices' places; see `cli/data/README.md`.
 const COORDINATES: &str = include_str!("../../data/coordinates.csv");
+/// What `--duration` is when it is not given.
+const DEFAULT_DURATION: HumanDuration = HumanDuration(Duration::from_secs(20));
 
 /// Options of `tradewind lab`.
 #[derive(Debug, Clone, Args)]
@@ -24,14 +30,23 @@ Examples:
   tradewind lab --regions cape,mumbai,hong,dubai --duration 10s
   tradewind lab --matrix rtt.csv --relays 20 --duration 20s --report report.json
   tradewind lab --virtual --cut 'Cape Town-Mumbai@8s' --heal 'Cape Town-Mumbai@14s'
-  tradewind lab --virtual --kill dubai@5s --json
+  tradewind lab --virtual --kill dubai@5s --restart dubai@12s --json
+  tradewind lab --virtual --relays 20 --kill busiest@8s
+  tradewind lab --virtual --brownout dubai-mumbai@5s:30% --heal dubai-mumbai@12s
+  tradewind lab --virtual --chaos --seed 7
+  tradewind lab --virtual --failures 100 --without-controller
 
 The matrix is a square CSV of round-trip times in milliseconds: names in the first row and the
 first column, row = measuring side, an empty cell = no link. One relay and one client run at each
-place. `path` in the report is the way there that a packet has recorded after the measurement.")]
+place. `path` in the report is the way there that a packet has recorded after the measurement.
+
+Faults are WHAT@TIME, the time since the first plan. `controller` in place of a relay is the
+controller; `busiest` the transit relay that carries most at that moment. While a fault is asked
+for, pairs whose way crosses it send 50 packets a second besides: their silence is reported as
+failover_gap_ms (session_gap_ms where an end's own edge was killed).")]
 pub(crate) struct LabArgs {
     /// Square CSV of round-trip times in milliseconds [default: 12 regions that come with the
-    /// program]
+    /// program, or 24 when --relays asks for more]
     #[arg(long, value_name = "FILE", env = "TRADEWIND_LAB_MATRIX")]
     matrix: Option<PathBuf>,
     /// So many places of the matrix, far apart from each other (the first by the seed, then always
@@ -59,7 +74,7 @@ pub(crate) struct LabArgs {
         default_value = "20s",
         env = "TRADEWIND_LAB_DURATION"
     )]
-    duration: HumanDuration,
+    pub(super) duration: HumanDuration,
     /// Run in virtual time: as fast as the machine can, and the same from the same seed
     #[arg(long = "virtual", env = "TRADEWIND_LAB_VIRTUAL")]
     virtual_time: bool,
@@ -73,13 +88,59 @@ pub(crate) struct LabArgs {
     seed: u64,
     /// Cut the link between two places, both ways, so long after the first plan (repeatable)
     #[arg(long, value_name = "A-B@TIME", env = "TRADEWIND_LAB_CUT")]
-    cut: Vec<String>,
-    /// Heal it again (repeatable)
+    pub(super) cut: Vec<String>,
+    /// Cut it from the first to the second place only (repeatable)
+    #[arg(long, value_name = "A-B@TIME", env = "TRADEWIND_LAB_CUT_ONE_WAY")]
+    pub(super) cut_one_way: Vec<String>,
+    /// Let the link work far worse than normal, both ways: so much more delay, or so much loss
+    /// [default: +100ms] (repeatable)
+    #[arg(
+        long,
+        value_name = "A-B@TIME[:+DELAY|:PERCENT%]",
+        env = "TRADEWIND_LAB_BROWNOUT"
+    )]
+    pub(super) brownout: Vec<String>,
+    /// Change the link's one-way delay for good, both ways (repeatable)
+    #[arg(
+        long,
+        value_name = "A-B@TIME:+DELAY|:-DELAY",
+        env = "TRADEWIND_LAB_DELAY_STEP"
+    )]
+    pub(super) delay_step: Vec<String>,
+    /// Have the link be again as it was at first, whatever was done to it (repeatable)
     #[arg(long, value_name = "A-B@TIME", env = "TRADEWIND_LAB_HEAL")]
-    heal: Vec<String>,
-    /// Kill a relay (repeatable); its client goes to another one
+    pub(super) heal: Vec<String>,
+    /// Kill a relay, `busiest` or `controller` (repeatable); a relay's client goes to another one
     #[arg(long, value_name = "RELAY@TIME", env = "TRADEWIND_LAB_KILL")]
-    kill: Vec<String>,
+    pub(super) kill: Vec<String>,
+    /// Start a relay or `controller` anew, with what it kept on disk (repeatable)
+    #[arg(long, value_name = "RELAY@TIME", env = "TRADEWIND_LAB_RESTART")]
+    pub(super) restart: Vec<String>,
+    /// Give a relay no processor for some time [default: 500ms] (repeatable)
+    #[arg(long, value_name = "RELAY@TIME[:TIME]", env = "TRADEWIND_LAB_STALL")]
+    pub(super) stall: Vec<String>,
+    /// Faults of all kinds, decided by the seed, and a check of what must hold all the same; exit
+    /// code 1 and the command that replays it when something does not
+    #[arg(
+        long,
+        env = "TRADEWIND_LAB_CHAOS",
+        requires = "virtual_time",
+        conflicts_with_all = ["cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+    )]
+    chaos: bool,
+    /// Instead of the lab's traffic: so many single failures one after the other, each healed
+    /// before the next, and how long steady flows were silent
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TRADEWIND_LAB_FAILURES",
+        requires = "virtual_time",
+        conflicts_with_all = ["chaos", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+    )]
+    failures: Option<usize>,
+    /// With --failures: kill the controller before the first
+    #[arg(long, env = "TRADEWIND_LAB_WITHOUT_CONTROLLER", requires = "failures")]
+    without_controller: bool,
     /// Random loss on every link, in percent
     #[arg(
         long,
@@ -123,21 +184,23 @@ pub(crate) struct Scenario {
     pub(crate) jitter: Duration,
     pub(crate) report: Option<PathBuf>,
     pub(crate) json: bool,
+    pub(crate) mode: Mode,
+    /// The options that choose the world, for a command that replays it.
+    pub(crate) world: String,
 }
 
-/// Something that goes wrong, or right again, on purpose. Places by index in the matrix.
+/// What is done in the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fault {
-    /// Since measuring began.
-    pub(crate) at: Duration,
-    pub(crate) what: FaultKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FaultKind {
-    Cut(usize, usize),
-    Heal(usize, usize),
-    Kill(usize),
+pub(crate) enum Mode {
+    /// Traffic between all pairs, and the faults asked for.
+    Traffic,
+    /// The same with faults decided by the seed, and invariants checked.
+    Chaos,
+    /// Single failures one after the other.
+    Failures {
+        count: usize,
+        without_controller: bool,
+    },
 }
 
 impl Scenario {
@@ -145,7 +208,10 @@ impl Scenario {
     ///
     /// All errors are the caller's.
     pub(crate) fn new(args: &LabArgs) -> anyhow::Result<Self> {
-        let (matrix_name, matrix) = matrix_args::read(args.matrix.as_deref())?;
+        let (matrix_name, matrix) = match &args.matrix {
+            Some(file) => matrix_args::read(Some(file))?,
+            None => matrix_args::built_in(args.relays.unwrap_or(0))?,
+        };
         let coordinates = match args.matrix {
             None => COORDINATES,
             Some(_) => "",
@@ -176,8 +242,13 @@ impl Scenario {
                 .map_err(usage)?;
         }
         let places = places::places(&matrix, coordinates);
+        let mode = mode(args)?;
+        let faults = match mode {
+            Mode::Chaos => chaos::faults(&matrix, duration, args.seed),
+            _ => faults::asked_for(args, &matrix)?,
+        };
         Ok(Self {
-            faults: faults(args, &matrix)?,
+            faults,
             matrix_name,
             matrix,
             places,
@@ -188,19 +259,49 @@ impl Scenario {
             jitter: args.jitter.0,
             report: args.report.clone(),
             json: args.json,
+            mode,
+            world: world(args),
         })
     }
 }
 
-impl FaultKind {
-    /// What happens, with the places' names.
-    pub(crate) fn describe(self, matrix: &RttMatrix) -> String {
-        let name = |place: usize| &matrix.names()[place];
-        match self {
-            Self::Cut(a, b) => format!("cut {} - {}", name(a), name(b)),
-            Self::Heal(a, b) => format!("heal {} - {}", name(a), name(b)),
-            Self::Kill(relay) => format!("kill {}", name(relay)),
-        }
+/// The options that choose the world, but for the seed.
+fn world(args: &LabArgs) -> String {
+    let mut world = String::new();
+    if let Some(matrix) = &args.matrix {
+        world += &format!(" --matrix '{}'", matrix.display());
+    }
+    if let Some(relays) = args.relays {
+        world += &format!(" --relays {relays}");
+    }
+    if !args.regions.is_empty() {
+        world += &format!(" --regions '{}'", args.regions.join(","));
+    }
+    if args.duration != DEFAULT_DURATION {
+        world += &format!(" --duration {}", args.duration);
+    }
+    if args.loss > 0.0 {
+        world += &format!(" --loss {}", args.loss);
+    }
+    if !args.jitter.0.is_zero() {
+        world += &format!(" --jitter {}", args.jitter);
+    }
+    world
+}
+
+fn mode(args: &LabArgs) -> anyhow::Result<Mode> {
+    match args.failures {
+        Some(0) => Err(wrong("--failures must be at least 1")),
+        Some(count) => Ok(Mode::Failures {
+            count,
+            without_controller: args.without_controller,
+        }),
+        None if args.chaos && args.duration.0 < chaos::SHORTEST => Err(wrong(format!(
+            "--chaos needs a --duration of at least {:?}",
+            chaos::SHORTEST
+        ))),
+        None if args.chaos => Ok(Mode::Chaos),
+        None => Ok(Mode::Traffic),
     }
 }
 
@@ -238,46 +339,37 @@ fn chosen_places(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<usize
     Ok(chosen)
 }
 
-fn faults(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<Fault>> {
-    let mut faults = Vec::new();
-    let mut add = |text: &String,
-                   option: &str,
-                   form: &str,
-                   parse: &dyn Fn(&str) -> anyhow::Result<FaultKind>|
-     -> anyhow::Result<()> {
-        let malformed = || wrong(format!("{option} {text:?}: it must be {form}, as in 8s"));
-        let (what, at) = text.rsplit_once('@').ok_or_else(malformed)?;
-        let at = HumanDuration::from_str(at.trim())
-            .with_context(|| format!("{option} {text:?}"))
-            .map_err(usage)?
-            .0;
-        if at > args.duration.0 {
-            return Err(wrong(format!(
-                "{option} {text:?} comes after the end: --duration is {}",
-                args.duration
-            )));
-        }
-        let what = parse(what.trim()).with_context(|| format!("{option} {text:?}"))?;
-        faults.push(Fault { at, what });
-        Ok(())
-    };
-    for text in &args.cut {
-        add(text, "--cut", "A-B@TIME", &|what| {
-            link(matrix, what).map(|(a, b)| FaultKind::Cut(a, b))
-        })?;
+impl Scenario {
+    /// Whether relays and the controller find what they have kept when they start anew.
+    pub(crate) fn wants_disks(&self) -> bool {
+        self.mode != Mode::Traffic || self.faults.iter().any(|fault| fault.what.restarts())
     }
-    for text in &args.heal {
-        add(text, "--heal", "A-B@TIME", &|what| {
-            link(matrix, what).map(|(a, b)| FaultKind::Heal(a, b))
-        })?;
+
+    /// Whether the way of every packet is to be seen.
+    pub(crate) fn watches_packets(&self) -> bool {
+        self.mode != Mode::Traffic || !self.faults.is_empty()
     }
-    for text in &args.kill {
-        add(text, "--kill", "RELAY@TIME", &|what| {
-            place(matrix, what, "the relay").map(FaultKind::Kill)
-        })?;
+
+    /// The command that runs it again.
+    pub(crate) fn replay(&self) -> String {
+        let what = match self.mode {
+            Mode::Traffic => String::new(),
+            Mode::Chaos => " --chaos".to_owned(),
+            Mode::Failures {
+                count,
+                without_controller,
+            } => {
+                let without = if without_controller {
+                    " --without-controller"
+                } else {
+                    ""
+                };
+                format!(" --failures {count}{without}")
+            }
+        };
+        let (seed, world) = (self.seed, &self.world);
+        format!("tradewind lab --virtual{what} --seed {seed}{world}")
     }
-    faults.sort_by_key(|fault| fault.at);
-    Ok(faults)
 }
 
 impl fmt::Display for Scenario {
@@ -300,6 +392,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::lab::faults::{FaultKind, Who, Worse};
 
     #[derive(Parser)]
     struct Program {
@@ -400,8 +493,52 @@ mod tests {
             [
                 at(500, FaultKind::Cut(0, 1)),
                 at(8_000, FaultKind::Cut(1, 2)),
-                at(9_000, FaultKind::Kill(2)),
+                at(9_000, FaultKind::Kill(Who::Relay(2))),
                 at(14_000, FaultKind::Heal(2, 1)),
+            ]
+        );
+    }
+
+    #[test]
+    fn faults_of_all_kinds_are_read_with_what_they_add() {
+        let (_dir, file) = hyphens();
+        let line = [
+            "--matrix",
+            &file,
+            "--cut-one-way",
+            "us-eu-1@1s",
+            "--brownout",
+            "us-eu-1@2s",
+            "--brownout",
+            "us-eu-1@3s:+250ms",
+            "--brownout",
+            "us-eu-1@4s:12.5%",
+            "--delay-step",
+            "us-eu-1@5s:-1ms",
+            "--kill",
+            "busiest@6s",
+            "--kill",
+            "controller@0s",
+            "--restart",
+            "controller@7s",
+            "--stall",
+            "us@8s:300ms",
+        ];
+        let ms = Duration::from_millis;
+        let faults = scenario(&line).unwrap().faults;
+        let kinds: Vec<FaultKind> = faults.iter().map(|fault| fault.what).collect();
+        assert_eq!(
+            kinds,
+            [
+                FaultKind::Kill(Who::Controller),
+                FaultKind::CutOneWay(2, 0),
+                FaultKind::Brownout(2, 0, Worse::Delay(ms(100))),
+                FaultKind::Brownout(2, 0, Worse::Delay(ms(250))),
+                FaultKind::Brownout(2, 0, Worse::Loss(125_000)),
+                FaultKind::DelayStep(2, 0, -1_000),
+                FaultKind::Kill(Who::Busiest),
+                FaultKind::Restart(Who::Controller),
+                FaultKind::Stall(2, ms(300)),
             ]
         );
     }
@@ -413,7 +550,7 @@ mod tests {
             (&["--regions", "atlantis,cape"][..], "Cape Town"),
             (&["--regions", "cape"], "at least 2"),
             (&["--regions", "cape,Cape Town"], "twice"),
-            (&["--relays", "13"], "only 12"),
+            (&["--relays", "25"], "only 24"),
             (&["--relays", "0"], "at least 2"),
             (&["--loss", "70"], "percentage"),
             (&["--cut", "cape-hong"], "A-B@TIME"),
@@ -423,6 +560,15 @@ mod tests {
             (&["--cut", "cape-hong@soon"], "soon"),
             (&["--cut", "cape-hong@30s"], "after the end"),
             (&["--kill", "nowhere@1s"], "nowhere"),
+            (&["--kill", "dubai@1s:2s"], "RELAY@TIME"),
+            (&["--restart", "busiest@1s"], "busiest"),
+            (&["--stall", "controller@1s"], "only relays"),
+            (&["--brownout", "cape-hong@1s:much"], "neither"),
+            (&["--brownout", "cape-hong@1s:130%"], "neither"),
+            (&["--delay-step", "cape-hong@1s"], "by how much"),
+            (&["--delay-step", "cape-hong@1s:-3s"], "less than nothing"),
+            (&["--virtual", "--failures", "0"], "at least 1"),
+            (&["--virtual", "--chaos", "--duration", "3s"], "at least"),
             (&["--duration", "1ms"], "100ms"),
             (&["--matrix", "/nonexistent/m.csv"], "cannot read"),
             (&["--report", "/nonexistent/r.json"], "cannot write"),

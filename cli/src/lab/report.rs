@@ -6,7 +6,9 @@ use serde::Serialize;
 use tradewind_routing::{BestPaths, CostMatrix, RttMatrix, best_paths};
 use tradewind_wan::DeliveryError;
 
-use super::{options::Scenario, record::Pair};
+use super::{
+    ground::Applied, invariants::Violation, options::Scenario, record::Pair, steady::FlowGap,
+};
 
 /// Most transit relays of the optimum, as of the network's own paths.
 const MAX_TRANSIT: usize = 4;
@@ -23,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) pairs: Vec<PairReport>,
     pub(crate) summary: Summary,
     pub(crate) faults: Vec<FaultReport>,
+    /// With --chaos: what did not hold of what must.
+    pub(crate) violations: Vec<Violation>,
     pub(crate) run: RunReport,
 }
 
@@ -79,12 +83,108 @@ pub(crate) struct Summary {
     pub(crate) unmeasured_pairs: u64,
     /// Why messages failed.
     pub(crate) failures: BTreeMap<&'static str, u64>,
+    /// Silence in the delivery of steady flows (50 packets a second) across faults, over the flows
+    /// for which there was a way: the longest time between two arrivals in a row of which the later
+    /// one comes after the fault. Null when no flow crossed a fault.
+    pub(crate) failover_gap_ms_p50: Option<f64>,
+    pub(crate) failover_gap_ms_p99: Option<f64>,
+    pub(crate) failover_gap_ms_max: Option<f64>,
+    /// These flows.
+    pub(crate) failover_flows: u64,
+    /// Those of them whose packets did not arrive again before the end, or before it was healed.
+    pub(crate) failover_unrouted: u64,
+    /// Those of them whose gap exceeds 300 ms, the failing link's round trip, and what the new way
+    /// takes longer than the old one.
+    pub(crate) failover_over_bound: u64,
+    /// The same of flows that end at clients of a killed (or stalled) relay.
+    pub(crate) session_gap_ms_p50: Option<f64>,
+    pub(crate) session_gap_ms_p99: Option<f64>,
+    pub(crate) session_gap_ms_max: Option<f64>,
+    pub(crate) session_flows: u64,
 }
 
+/// One fault, and the steady flows across it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FaultReport {
     pub(crate) at_s: f64,
     pub(crate) what: String,
+    pub(crate) kind: &'static str,
+    #[serde(flatten)]
+    pub(crate) flows: Gaps,
+}
+
+/// The gaps of some flows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Gaps {
+    pub(crate) flows: u64,
+    pub(crate) unrouted: u64,
+    pub(crate) over_bound: u64,
+    pub(crate) gap_ms_p50: Option<f64>,
+    pub(crate) gap_ms_p99: Option<f64>,
+    pub(crate) gap_ms_max: Option<f64>,
+    /// How much the gap exceeds the bound of its flow; below 0: how much it stays below.
+    pub(crate) excess_ms_p99: Option<f64>,
+    pub(crate) excess_ms_max: Option<f64>,
+    pub(crate) session_flows: u64,
+    pub(crate) session_gap_ms_p50: Option<f64>,
+    pub(crate) session_gap_ms_p99: Option<f64>,
+    pub(crate) session_gap_ms_max: Option<f64>,
+    /// Flows over a brownout that there was a better way around: how long packets were still sent
+    /// over it, …
+    pub(crate) brownout_flows: u64,
+    pub(crate) brownout_reaction_ms_p50: Option<f64>,
+    pub(crate) brownout_reaction_ms_p99: Option<f64>,
+    pub(crate) brownout_reaction_ms_max: Option<f64>,
+    /// … and for how many of them that was longer than 200 ms and the link's round trip as it was.
+    pub(crate) brownout_over_bound: u64,
+}
+
+impl Gaps {
+    pub(super) fn of<'a>(all: impl Iterator<Item = &'a FlowGap>) -> Self {
+        let (sessions, flows): (Vec<&FlowGap>, Vec<&FlowGap>) = all.partition(|flow| flow.session);
+        let sorted = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let gaps = |flows: &[&FlowGap]| sorted(flows.iter().map(|flow| ms(flow.gap)).collect());
+        let (failover, session) = (gaps(&flows), gaps(&sessions));
+        let excess = flows.iter().map(|flow| ms(flow.gap) - ms(flow.bound));
+        let excess = sorted(excess.collect());
+        let reactions: Vec<_> = flows.iter().filter_map(|flow| flow.reaction).collect();
+        let took = sorted(reactions.iter().map(|reaction| ms(reaction.took)).collect());
+        let count =
+            |holds: fn(&FlowGap) -> bool| flows.iter().filter(|flow| holds(flow)).count() as u64;
+        let over = |reaction: &&super::steady::Reaction| reaction.took > reaction.bound;
+        Self {
+            flows: flows.len() as u64,
+            unrouted: count(|flow| !flow.routed),
+            over_bound: count(|flow| flow.gap > flow.bound),
+            gap_ms_p50: quantile(&failover, 50),
+            gap_ms_p99: quantile(&failover, 99),
+            gap_ms_max: quantile(&failover, 100),
+            excess_ms_p99: quantile(&excess, 99),
+            excess_ms_max: quantile(&excess, 100),
+            session_flows: sessions.len() as u64,
+            session_gap_ms_p50: quantile(&session, 50),
+            session_gap_ms_p99: quantile(&session, 99),
+            session_gap_ms_max: quantile(&session, 100),
+            brownout_flows: reactions.len() as u64,
+            brownout_reaction_ms_p50: quantile(&took, 50),
+            brownout_reaction_ms_p99: quantile(&took, 99),
+            brownout_reaction_ms_max: quantile(&took, 100),
+            brownout_over_bound: reactions.iter().filter(over).count() as u64,
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
+}
+
+/// The least value that so many percent of the values are at most as large as.
+fn quantile(sorted: &[f64], percent: usize) -> Option<f64> {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.checked_sub(1)?).copied().map(rounded)
 }
 
 /// How it was run.
@@ -122,6 +222,16 @@ pub(super) struct Outcome {
     pub(super) packets: u64,
     /// In real time only.
     pub(super) delivery_error: Option<DeliveryError>,
+    /// In order of time, as in the scenario.
+    pub(super) faults: Vec<FaultOutcome>,
+    pub(super) violations: Vec<Violation>,
+}
+
+/// One fault, and what became of the steady flows across it.
+#[derive(Debug)]
+pub(super) struct FaultOutcome {
+    pub(super) fault: Applied,
+    pub(super) flows: Vec<FlowGap>,
 }
 
 impl Report {
@@ -155,16 +265,29 @@ impl Report {
                 echoes: rtts.len() as u64,
             });
         }
-        let faults = scenario.faults.iter().map(|fault| FaultReport {
-            at_s: fault.at.as_secs_f64(),
-            what: fault.what.describe(matrix),
+        let faults = scenario.faults.iter().enumerate().map(|(index, asked)| {
+            let outcome = outcome.faults.get(index);
+            let mut what = asked.what.describe(matrix);
+            if let Some(outcome) = outcome
+                && outcome.fault.what != asked.what
+            {
+                what = format!("{what}: {}", outcome.fault.what.describe(matrix));
+            }
+            FaultReport {
+                at_s: asked.at.as_secs_f64(),
+                what,
+                kind: asked.what.kind(),
+                flows: Gaps::of(outcome.into_iter().flat_map(|outcome| &outcome.flows)),
+            }
         });
+        let faults: Vec<FaultReport> = faults.collect();
         Self {
             matrix: scenario.matrix_name.clone(),
             relays: names.to_vec(),
             summary: summary(&pairs, &outcome),
             pairs,
-            faults: faults.collect(),
+            faults,
+            violations: outcome.violations.clone(),
             run: RunReport {
                 mode: if scenario.virtual_time {
                     "virtual"
@@ -256,6 +379,7 @@ fn summary(pairs: &[PairReport], outcome: &Outcome) -> Summary {
         *failures.entry(reason).or_default() += count;
     }
     let lanes = || outcome.pairs.iter().flat_map(|pair| &pair.received);
+    let gaps = Gaps::of(outcome.faults.iter().flat_map(|fault| &fault.flows));
     let sum = |of: fn(&PairReport) -> u64| pairs.iter().map(of).sum::<u64>();
     Summary {
         captured: (possible > 0.0).then(|| (had / possible * 1e6).round() / 1e6),
@@ -273,6 +397,16 @@ fn summary(pairs: &[PairReport], outcome: &Outcome) -> Summary {
         improvable_pairs,
         unmeasured_pairs: sum(|pair| u64::from(pair.overlay_ms_p50.is_none())),
         failures,
+        failover_gap_ms_p50: gaps.gap_ms_p50,
+        failover_gap_ms_p99: gaps.gap_ms_p99,
+        failover_gap_ms_max: gaps.gap_ms_max,
+        failover_flows: gaps.flows,
+        failover_unrouted: gaps.unrouted,
+        failover_over_bound: gaps.over_bound,
+        session_gap_ms_p50: gaps.session_gap_ms_p50,
+        session_gap_ms_p99: gaps.session_gap_ms_p99,
+        session_gap_ms_max: gaps.session_gap_ms_max,
+        session_flows: gaps.session_flows,
     }
 }
 
@@ -339,6 +473,8 @@ mod tests {
             startup: Duration::from_secs(2),
             packets: 7,
             delivery_error: None,
+            faults: Vec::new(),
+            violations: Vec::new(),
         };
         Report::new(&scenario, outcome, Duration::from_secs(3))
     }
@@ -356,7 +492,8 @@ mod tests {
                 "/summary",
                 "captured improved_pairs median_saving_ms max_saving_ms messages_sent \
                  messages_delivered messages_failed duplicates reordered media_sent \
-                 media_delivered plan_updates",
+                 media_delivered plan_updates failover_gap_ms_p50 failover_gap_ms_p99 \
+                 failover_gap_ms_max session_gap_ms_p50 session_gap_ms_p99 session_gap_ms_max",
             ),
         ] {
             for key in keys.split_whitespace() {
@@ -427,6 +564,8 @@ mod tests {
             startup: Duration::ZERO,
             packets: 0,
             delivery_error: None,
+            faults: Vec::new(),
+            violations: Vec::new(),
         };
         let scenario = Scenario {
             faults: Vec::new(),

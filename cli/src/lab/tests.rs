@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Parser as _;
 
-use super::{Report, measure, options::Scenario};
+use super::{Report, failures, measure, options::Scenario};
 
 #[derive(clap::Parser)]
 struct Program {
@@ -119,6 +119,95 @@ fn when_a_relay_is_killed_its_client_goes_elsewhere_and_messages_arrive() {
             pair.path
         );
     }
+}
+
+#[test]
+fn the_busiest_transit_relay_is_found_and_flows_over_it_go_another_way() {
+    let report = lab(&["--duration", "8s", "--kill", "busiest@3s"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    let fault = &report.faults[0];
+    // Perth, Vladivostok and Moscow are linked with each other over it.
+    assert_eq!(
+        fault.what,
+        "kill the busiest transit relay: kill vladivostok"
+    );
+    let summary = &report.summary;
+    assert!(summary.failover_flows > 0);
+    assert_eq!(summary.failover_unrouted, 0);
+    let gap = summary.failover_gap_ms_max.unwrap();
+    assert!((20.0..1_000.0).contains(&gap), "{gap}");
+    // The client of the killed relay had to find another edge.
+    assert!(summary.session_flows > 0);
+    assert!(summary.session_gap_ms_p50 > summary.failover_gap_ms_p50);
+}
+
+#[test]
+fn a_relay_that_is_started_anew_carries_traffic_again() {
+    let report = lab(&[
+        "--duration",
+        "14s",
+        "--kill",
+        "hong@2s",
+        "--restart",
+        "hong@4s",
+    ]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    assert_eq!(report.pairs[0].path, ["perth", "hong kong", "vladivostok"]);
+}
+
+#[test]
+fn nothing_is_lost_by_the_death_of_the_controller_and_a_new_one_plans_on() {
+    let dead = lab(&["--duration", "5s", "--kill", "controller@0s"]);
+    nothing_is_lost_doubled_or_reordered(&dead);
+    assert_eq!(dead.summary.media_delivered, dead.summary.media_sent);
+    assert_eq!(dead.summary.plan_updates, 0);
+    let again = lab(&[
+        "--duration",
+        "12s",
+        "--kill",
+        "controller@0s",
+        "--restart",
+        "controller@2s",
+        "--cut",
+        "hong-vlad@7s",
+    ]);
+    nothing_is_lost_doubled_or_reordered(&again);
+    assert!(again.summary.plan_updates > 0);
+    assert_eq!(again.pairs[0].path, ["perth", "tokyo", "vladivostok"]);
+}
+
+#[test]
+fn a_link_that_works_far_worse_is_left_and_taken_again_when_it_is_healed() {
+    let brownout = ["--brownout", "hong-vlad@2s:40%", "--duration"];
+    let worse = lab(&[&brownout[..], &["10s"]].concat());
+    nothing_is_lost_doubled_or_reordered(&worse);
+    assert_eq!(worse.pairs[0].path, ["perth", "tokyo", "vladivostok"]);
+    let healed = lab(&[&brownout[..], &["80s", "--heal", "hong-vlad@10s"]].concat());
+    assert_eq!(healed.pairs[0].path, ["perth", "hong kong", "vladivostok"]);
+}
+
+#[test]
+fn chaos_is_decided_by_the_seed_and_costs_no_message() {
+    let run = |seed| {
+        let mut report = lab(&["--chaos", "--duration", "12s", "--seed", seed]);
+        nothing_is_lost_doubled_or_reordered(&report);
+        assert!(report.faults.len() >= 4);
+        report.run.wall_s = 0.0;
+        report.matrix = String::new();
+        serde_json::to_string(&report).unwrap()
+    };
+    assert_eq!(run("3"), run("3"));
+    assert_ne!(run("3"), run("4"));
+}
+
+#[test]
+fn single_failures_one_after_the_other_are_all_routed_around() {
+    let scenario = scenario(&["--failures", "4", "--without-controller"]);
+    let report = failures::measure(&scenario, false).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["failures"].as_array().unwrap().len(), 4);
+    assert!(json["all"]["flows"].as_u64().unwrap() > 0);
+    assert_eq!(json["all"]["unrouted"], 0);
 }
 
 #[test]

@@ -22,11 +22,14 @@ use super::{
 const REQUEST: u8 = 1;
 const ANSWER: u8 = 2;
 const MESSAGE: u8 = 3;
+pub(super) const STEADY: u8 = 4;
 /// Added to the kind of what is not counted: the first echo of a flow, which also waits until the
 /// two clients' edges have introduced them to each other.
 const FIRST: u8 = 0x80;
 /// Bytes of such an echo.
 const FIRST_BYTES: usize = 160;
+/// Bytes of a packet of a steady flow.
+const STEADY_BYTES: usize = 160;
 /// Kind, two places, number, time: what every payload begins with.
 const STAMP: usize = 1 + 2 + 2 + 4 + 8;
 
@@ -46,6 +49,8 @@ pub(super) struct Traffic {
     seed: u64,
     /// Names of places by relay name.
     names: BTreeMap<String, String>,
+    /// Places by relay name.
+    places: BTreeMap<String, usize>,
 }
 
 /// One client and what it needs.
@@ -102,7 +107,11 @@ impl Traffic {
         }
         while first.join_next().await.is_some() {}
         let places = scenario.places.iter().zip(scenario.matrix.names());
+        let by_relay = scenario.places.iter().enumerate();
         Ok(Self {
+            places: by_relay
+                .map(|(index, place)| (place.relay.clone(), index))
+                .collect(),
             actors,
             duration: scenario.duration,
             seed: scenario.seed,
@@ -110,6 +119,48 @@ impl Traffic {
                 .map(|(place, name)| (place.relay.clone(), name.clone()))
                 .collect(),
         })
+    }
+
+    /// The place whose relay is the edge of this place's client now.
+    pub(super) fn edge(&self, place: usize) -> Option<usize> {
+        let relay = self.actors[place].client.stats().relay?;
+        self.places.get(&relay).copied()
+    }
+
+    /// Has steady flows between these pairs of places until network time `until`, in the background.
+    pub(super) fn start_steady(
+        &self,
+        flows: &mut JoinSet<()>,
+        pairs: &[(usize, usize)],
+        pace: Duration,
+        until: Duration,
+    ) {
+        for (index, &(from, to)) in pairs.iter().enumerate() {
+            let actor = self.actors[from].clone();
+            // Not all at the same moment.
+            let first = pace.mul_f64(index as f64 / pairs.len() as f64);
+            flows.spawn(async move {
+                let wan = &actor.watched.wan;
+                let mut next = wan.network_time() + first;
+                while next < until {
+                    wan.sleep_until(next).await;
+                    actor.steady(to);
+                    next += pace;
+                }
+            });
+        }
+    }
+
+    /// The same between all pairs, to its end.
+    pub(super) async fn steady_between_all(&self, pace: Duration, until: Duration) {
+        let n = self.actors.len();
+        let pairs: Vec<(usize, usize)> = (0..n * n)
+            .map(|pair| (pair / n, pair % n))
+            .filter(|(from, to)| from != to)
+            .collect();
+        let mut flows = JoinSet::new();
+        self.start_steady(&mut flows, &pairs, pace, until);
+        while flows.join_next().await.is_some() {}
     }
 
     /// Sends everything there is to send, and waits until the outcome of every message is known.
@@ -125,11 +176,12 @@ impl Traffic {
 
     /// The ways that packets take now, by (from · n + to): recorded by a packet, or else as
     /// planned.
-    pub(super) async fn paths(&self, controller: &Controller) -> Vec<Vec<String>> {
+    pub(super) async fn paths(&self, controller: Option<&Controller>) -> Vec<Vec<String>> {
         let n = self.actors.len();
         let by_index: BTreeMap<u16, String> = controller
-            .relays()
+            .map(Controller::relays)
             .into_iter()
+            .flatten()
             .map(|relay| (relay.index, relay.name))
             .collect();
         let mut tracing = JoinSet::new();
@@ -147,7 +199,8 @@ impl Traffic {
             let (from, to) = (index / n, index % n);
             if from != to && path.is_empty() {
                 let relay = |place: usize| self.actors[place].client.stats().relay;
-                if let (Some(from), Some(to)) = (relay(from), relay(to))
+                if let (Some(from), Some(to), Some(controller)) =
+                    (relay(from), relay(to), controller)
                     && let Ok(planned) = controller.path(&from, &to)
                 {
                     *path = planned.path;
@@ -249,6 +302,13 @@ impl Actor {
         self.request(REQUEST, to, number, bytes);
     }
 
+    /// A packet of a steady flow, which nobody answers.
+    fn steady(&self, to: usize) {
+        let now = self.watched.wan.network_time();
+        let number = self.watched.steady.sent(self.me, to, now);
+        self.request(STEADY, to, number, STEADY_BYTES);
+    }
+
     fn request(&self, kind: u8, to: usize, number: u32, bytes: usize) {
         if let Some(flow) = &self.flows[to] {
             let bytes = bytes.min(flow.max_payload());
@@ -282,16 +342,16 @@ impl Actor {
 }
 
 /// What a payload says at its beginning.
-struct Stamp {
-    kind: u8,
-    from: usize,
-    to: usize,
-    number: u32,
+pub(super) struct Stamp {
+    pub(super) kind: u8,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) number: u32,
     nanoseconds: u64,
 }
 
 impl Stamp {
-    fn read(payload: &[u8]) -> Option<Self> {
+    pub(super) fn read(payload: &[u8]) -> Option<Self> {
         let (&[kind, f0, f1, t0, t1, n0, n1, n2, n3], rest) = payload.split_first_chunk()?;
         let (stamp, _) = rest.split_first_chunk()?;
         Some(Self {
@@ -363,6 +423,10 @@ fn on_media(actor: &Actor, back: &mut Answers, media: &Media) {
                 back.remove(&media.handle);
             }
         }
+        STEADY => actor
+            .watched
+            .steady
+            .arrived(stamp.from, actor.me, stamp.number, now),
         ANSWER if stamp.from == actor.me => {
             let sent = Duration::from_nanos(stamp.nanoseconds);
             let rtt = now.saturating_sub(sent).as_micros();

@@ -17,11 +17,23 @@ use crate::{
     forwarder::{self, Verdict},
     packet::Packet,
     queue::Queued,
+    watch::Passage,
 };
 
 impl Shard {
-    /// Sends a packet on its way.
-    pub(super) fn forward(&mut self, mut packet: Packet, now: Instant) {
+    /// Sends a packet that has come, or was made here, on its way.
+    pub(super) fn forward(&mut self, packet: Packet, now: Instant) {
+        if let Some(watch) = self.metrics.watcher.get() {
+            watch(&Passage {
+                relay: self.tables.me,
+                header: &packet.header,
+                payload: &packet.payload(),
+            });
+        }
+        self.send_on(packet, now);
+    }
+
+    fn send_on(&mut self, mut packet: Packet, now: Instant) {
         let tables = self.tables.clone();
         let verdict = forwarder::route(&packet.header, &tables, |relay| self.neighbour(relay));
         match verdict {
@@ -149,7 +161,7 @@ impl Shard {
         for Queued { mut packet, .. } in waiting {
             packet.take_back(me);
             self.metrics.requeued.inc();
-            self.forward(packet, now);
+            self.send_on(packet, now);
         }
     }
 
