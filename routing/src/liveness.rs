@@ -9,7 +9,8 @@
 //! to 10 ms for its jitter. Within T come, in either direction, at least two probes and the
 //! acknowledgements of two of the other direction, each by itself. With loss *p* each way, T is
 //! silent by chance with p²·(1 − (1 − p)²)², ten times a second: at 1 % once in 700 hours, at 3 %
-//! (2p is lost of an acknowledgement, for what it acknowledges may be lost too) once in 8 hours.
+//! (2p is lost of an acknowledgement, for what it acknowledges may be lost too) once in 8 hours. (Losses
+//! taken to be independent, and each acknowledgement to be a packet of its own, as most are.)
 //! So links with loss, and those that carry data, are probed every 60 ms: three of each make it
 //! once in 3,000 hours at 3 %. Data adds its own packets to that.
 //!
