@@ -195,10 +195,22 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let listener = admin::listen(settings.http, "--http").await?;
     let http_address = listener.local_addr()?;
     let controller = Controller::start(config, Arc::new(OsHost))?;
-    if let Some(file) = &settings.policy_file {
-        // A controller that plans without a new policy is better than none.
-        if let Err(error) = controller.load_policy_file(file) {
-            tracing::error!(%error, "the policy before stays");
+    match &settings.policy_file {
+        Some(file) => {
+            // A controller that plans without a new policy is better than none.
+            if let Err(error) = controller.load_policy_file(file) {
+                tracing::error!(%error, "the policy before stays");
+            }
+        }
+        None => {
+            let (policy, _) = controller.policy();
+            if policy.source.starts_with("file ") {
+                tracing::warn!(
+                    source = policy.source,
+                    "this policy stays in force though `policy_file` is not set any more; \
+                     `tradewind policy apply` sets another"
+                );
+            }
         }
     }
     // Not before: whoever cannot start says why in one line.

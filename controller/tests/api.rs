@@ -318,6 +318,45 @@ fn a_policy_is_shown_tried_and_set_by_administrators_only() {
 }
 
 #[test]
+fn of_policy_file_and_api_the_last_to_change_wins_and_a_bad_file_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    let price = |per_gb: f64| format!("[[price]]\nuplink = 1\nper_gb = {per_gb}\n");
+    run_virtual(1, |wan| async move {
+        let hosts = world(&wan);
+        let controller: Controller = controller(&hosts[1], &keys(&hosts[1]), AdminAccess::Open);
+        let in_force = || {
+            let (kept, _) = controller.policy();
+            (kept.policy.price[0].per_gb, kept.source)
+        };
+        std::fs::write(&file, price(0.1)).unwrap();
+        assert!(controller.load_policy_file(&file).unwrap());
+        assert_eq!(in_force().0, 0.1);
+        assert!(in_force().1.contains("policy.toml"));
+
+        let put = send("PUT", "/v1/policy", "application/toml", &price(0.2));
+        assert_eq!(answer(controller.api(), put).await.0, StatusCode::OK);
+        assert!(
+            !controller.load_policy_file(&file).unwrap(),
+            "the file is as it was"
+        );
+        assert_eq!(in_force(), (0.2, "api".to_owned()));
+
+        std::fs::write(&file, "[[price]]\nper_gb = \"much\"").unwrap();
+        let error = controller.load_policy_file(&file).unwrap_err().to_string();
+        assert!(error.contains("policy.toml:2"), "{error}");
+        assert_eq!(in_force().0, 0.2);
+
+        std::fs::write(&file, price(0.3)).unwrap();
+        assert!(controller.load_policy_file(&file).unwrap());
+        assert_eq!(in_force().0, 0.3);
+        std::fs::remove_file(&file).unwrap();
+        assert!(controller.load_policy_file(&file).is_err());
+        assert_eq!(in_force().0, 0.3);
+    });
+}
+
+#[test]
 fn metrics_are_named_and_helped_as_promtool_wants() {
     let text = run_virtual(1, |wan| async move {
         let hosts = world(&wan);

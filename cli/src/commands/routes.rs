@@ -133,10 +133,7 @@ fn verdict(path: &Value) -> String {
         None => "there is nothing to compare it with".to_owned(),
         Some(saved) if saved >= 0.005 => format!("saves {}", show::ms(saved)),
         Some(saved) if saved <= -0.005 => {
-            format!(
-                "costs {} more just now; the plan waits for it to last",
-                show::ms(-saved)
-            )
+            format!("costs {} more just now", show::ms(-saved))
         }
         Some(_) => "the direct way is the best".to_owned(),
     }

@@ -159,7 +159,11 @@ impl Network {
         let Some(weights) = plan.weights(profile, from.as_usize(), to.as_usize()) else {
             return Vec::new();
         };
-        let used = (0..4).filter(|&tree| weights[tree] > 0);
+        let used: Vec<usize> = (0..4).filter(|&tree| weights[tree] > 0).collect();
+        if used.len() < 2 {
+            return Vec::new(); // pinned: all take the same
+        }
+        let used = used.into_iter();
         used.filter_map(|tree| {
             let path = plan.path(profile, tree, from, to)?;
             let names = path.iter().map(|&relay| self.relay_name(relay)).collect();

@@ -97,7 +97,9 @@ impl Network {
     /// plan that is on its way.
     pub(super) fn send_plans(&mut self, connection: ConnectionId, index: RelayIndex) {
         let mut messages = Vec::new();
+        // Of an epoch before, relays would take nothing; a new plan is about to be made then.
         if let Some((stamping, active)) = self.stamping.as_ref().zip(self.active.as_ref())
+            && active.id.epoch == self.epoch
             && let Some(part) = active.part_for(index)
         {
             let rest = self

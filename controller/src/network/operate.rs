@@ -259,6 +259,20 @@ impl Network {
             };
             return Err(OperateError::Conflict(what));
         };
+        let forbidden = self.forbidden(&self.compile(now, &self.policy.policy));
+        let crossed = self.older[at].not_forbidden_yet(&forbidden);
+        if !crossed.is_empty() {
+            let names: Vec<String> = crossed
+                .iter()
+                .map(|&relay| self.relay_name(relay))
+                .collect();
+            let what = format!(
+                "plan {plan} is from before these relays were forbidden to cross: {}; lift that \
+                 first (tradewind unquarantine, tradewind policy)",
+                names.join(", ")
+            );
+            return Err(OperateError::Conflict(what));
+        }
         let Some(mut older) = self.older.remove(at) else {
             return Ok(());
         };

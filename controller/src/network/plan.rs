@@ -172,6 +172,19 @@ impl Plan {
         (hop == to || self.may_cross(profile, set.rules, hop)).then_some(hop)
     }
 
+    /// Relays that must not be crossed by now and that this plan does not keep away from, on its
+    /// ways or in its reactions.
+    pub(super) fn not_forbidden_yet(&self, forbidden: &Forbidden) -> BTreeSet<usize> {
+        let mut missing = BTreeSet::new();
+        for (own, now) in self.forbidden.iter().zip(forbidden) {
+            for (rules, relays) in now.iter().enumerate() {
+                let known = own.get(rules).cloned().unwrap_or_default();
+                missing.extend(relays.difference(&known));
+            }
+        }
+        missing
+    }
+
     fn may_cross(&self, profile: usize, rules: usize, relay: usize) -> bool {
         let forbidden = self.forbidden[profile].get(rules);
         forbidden.is_none_or(|forbidden| !forbidden.contains(&relay))

@@ -198,6 +198,7 @@ impl Network {
             active.id.epoch != self.epoch
                 || active.member_set() != *members
                 || active.selectors != policy.selectors
+                || !active.not_forbidden_yet(&self.forbidden(policy)).is_empty()
                 || (0..PROFILES)
                     .any(|profile| active.is_broken(profile, costs, live, &rules[profile]))
         });
@@ -209,6 +210,9 @@ impl Network {
             return;
         }
         reasons.append(&mut self.held_back);
+        // Both profiles may have the same to say.
+        let mut said = BTreeSet::new();
+        reasons.retain(|reason| said.insert(reason.clone()));
         self.cause.take_if(|cause| now >= cause.until);
         let cause = self.cause.take();
         if let Some(cause) = &cause {

@@ -110,6 +110,27 @@ fn a_quarantined_relay_is_crossed_by_nobody_at_once_and_keeps_its_sessions() {
 }
 
 #[test]
+fn a_ban_wins_over_a_hold_and_over_a_rollback() {
+    let mut world = World::running(ring());
+    world.operate(|network, now| network.hold(now, ""));
+    // Not even a reaction of the held plan may lead over it.
+    world.operate(|network, now| network.quarantine(now, "relay-3", ""));
+    world.run(30 * MS);
+    assert_eq!(world.walk(0, 2), Some(vec![0, 1, 2]));
+    let backups = &world.part(0).profiles[0].backups;
+    assert!(
+        backups
+            .iter()
+            .all(|backup| backup.destination == 3 || !backup.relays.contains(&3))
+    );
+    let error = world.network.rollback(world.now, "1.1").unwrap_err();
+    assert!(error.to_string().contains("relay-3"), "{error}");
+    world.operate(|network, now| network.unquarantine(now, "relay-3"));
+    world.operate(|network, now| network.rollback(now, "1.1"));
+    assert_eq!(world.stamping(0), (1, 1_000, None));
+}
+
+#[test]
 fn quarantine_outlives_the_controller() {
     let mut world = World::running(ring());
     world.operate(|network, now| network.quarantine(now, "relay-1", ""));
