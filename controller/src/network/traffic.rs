@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tradewind_proto::{LinkKey, RelayIndex, Uplink};
 
-use super::links::VIEW_LIFETIME;
-
+/// A counter that was not named for this long stands still: relays name only what has changed.
+const STANDS_STILL: Duration = Duration::from_secs(60);
 /// Over what time a rate is averaged: long enough that a burst is no load, short enough that a
 /// link which fills up is seen within seconds.
 const AVERAGED_OVER: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ impl Traffic {
     pub(super) fn rate(&self, now: Duration, key: LinkKey) -> f64 {
         self.counters
             .get(&key)
-            .filter(|counter| now < counter.at + VIEW_LIFETIME)
+            .filter(|counter| now < counter.at + STANDS_STILL)
             .map_or(0.0, |counter| counter.rate)
     }
 
@@ -94,7 +94,7 @@ mod tests {
         assert!((0.97e6..=1e6).contains(&rate), "{rate}");
         let sums = traffic.of_uplinks(20 * S);
         assert_eq!(sums[&(RelayIndex(1), Uplink(0))], (0.0, rate));
-        assert_eq!(traffic.rate(31 * S, KEY), 0.0, "silence is no load");
+        assert_eq!(traffic.rate(81 * S, KEY), 0.0, "silence is no load");
     }
 
     #[test]
