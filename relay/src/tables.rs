@@ -139,6 +139,11 @@ impl Tables {
         self.plan(self.active)
     }
 
+    /// Whether the controller tells all relays that this one drains.
+    pub(crate) fn i_am_to_go(&self) -> bool {
+        self.members.get(&self.me).is_some_and(|me| me.draining)
+    }
+
     /// What a packet that enters the network here is stamped with. `rules` says which rule set of a
     /// plan it keeps to.
     pub(crate) fn stamp(

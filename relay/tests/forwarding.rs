@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 use support::{TestClient, World, header};
 use tradewind_proto::{
     Class,
-    control::{edge_message, lookup_result},
+    control::{RelayInfo, RelayList, controller_to_relay, edge_message, lookup_result},
     packet::{AccessHeader, Kind, Trace},
 };
 use tradewind_wan::{HostClock, run_virtual};
@@ -306,6 +306,30 @@ fn a_draining_relay_says_where_to_go_and_takes_nobody_new() {
         assert!(closed.to_string().contains("stops"), "{closed}");
         let took = wan.network_time() - started;
         assert!(took >= Duration::from_secs(10), "{took:?}");
+    });
+}
+
+#[test]
+fn a_relay_that_the_controller_takes_out_sends_its_clients_elsewhere_and_serves_those_who_stay() {
+    run_virtual(9, |wan| async move {
+        let world = World::new(wan.clone(), DETOUR).await;
+        world.plan(1, VIA_R1, BACKUPS).await;
+        let mut alice = world.client(0, "alice").await;
+        let mut relays: Vec<RelayInfo> = ["r0", "r1", "r2"]
+            .map(|name| world.controller.relay(name))
+            .into();
+        relays[0].draining = true;
+        let list = RelayList { version: 2, relays };
+        let body = controller_to_relay::Body::RelayList(list);
+        world.controller.tell("r0", body);
+        let Some(edge_message::Body::Draining(draining)) = alice.news().await.unwrap().body else {
+            panic!("not told");
+        };
+        let names: Vec<_> = draining.edges.iter().map(|e| e.relay.as_str()).collect();
+        assert_eq!(names, ["r1", "r2"]);
+        let token = world.token("late", |_| ());
+        assert!(world.client_with(0, &token).await.is_ok());
+        assert_eq!(world.relays[0].unready(), None);
     });
 }
 

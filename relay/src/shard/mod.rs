@@ -58,6 +58,8 @@ pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VE
 /// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
 /// what it has stamped has arrived.
 const STAMPED_FOR: Duration = Duration::from_secs(60);
+/// How soon clients are asked to leave a relay that the controller takes out: it gives them a minute.
+const SENT_AWAY_WITHIN: Duration = Duration::from_secs(10);
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
@@ -421,6 +423,12 @@ impl Shard {
                 self.close(key, CloseCode::Draining, "the relay has a new index", now);
             }
         }
+        // The controller takes this relay out, by no doing of its own. It may take it in again, so
+        // that whoever comes all the same is served.
+        if self.tables.i_am_to_go() && !before.i_am_to_go() && !self.draining {
+            tracing::warn!("the controller takes this relay out: clients are sent elsewhere");
+            self.send_clients_elsewhere(SENT_AWAY_WITHIN, now);
+        }
         self.update_peers(now);
         self.plan_use = self
             .tables
@@ -444,6 +452,10 @@ impl Shard {
 
     fn drain(&mut self, deadline: Duration, now: Instant) {
         self.draining = true;
+        self.send_clients_elsewhere(deadline, now);
+    }
+
+    fn send_clients_elsewhere(&mut self, deadline: Duration, now: Instant) {
         let body = edge_message::Body::Draining(Draining {
             edges: self.other_edges(),
             deadline_ms: deadline.as_millis() as u32,
