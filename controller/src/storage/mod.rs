@@ -115,6 +115,9 @@ pub enum StorageError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system gives no thread to write with.
+    #[error("cannot start the thread that writes to disk: {0}")]
+    Thread(std::io::Error),
     /// A later version of the controller has written it.
     #[error(
         "{path} was written by a later version (format {found}; this one knows {known}): run that one, or restore an older copy"

@@ -55,11 +55,7 @@ impl Store {
         std::thread::Builder::new()
             .name("tradewind-store".to_owned())
             .spawn(move || run(storage, &receiver, &counted))
-            .map_err(|error| StorageError::Damaged {
-                path: dir.join(FILE).display().to_string(),
-                what: "the thread that writes it".to_owned(),
-                reason: error.to_string(),
-            })?;
+            .map_err(StorageError::Thread)?;
         let way = Way::Thread(sender);
         Ok((Self { way, failures }, kept))
     }
@@ -74,10 +70,13 @@ impl Store {
                 }
             }
             Way::Thread(jobs) => {
-                if let Err(TrySendError::Full(_)) = jobs.try_send(Job::Write(record)) {
-                    tracing::error!("the disk is too slow: a record is not kept");
-                    self.failures.fetch_add(1, Relaxed);
-                }
+                let why = match jobs.try_send(Job::Write(record)) {
+                    Ok(()) => return,
+                    Err(TrySendError::Full(_)) => "the disk is too slow",
+                    Err(TrySendError::Disconnected(_)) => "the thread that writes has ended",
+                };
+                tracing::error!("{why}: a record is not kept");
+                self.failures.fetch_add(1, Relaxed);
             }
         }
     }
