@@ -46,9 +46,9 @@ impl FromStr for Hours {
         let minutes = |part: &str| -> Option<u16> {
             let (hour, minute) = part.trim().split_once(':')?;
             let (hour, minute): (u16, u16) = (hour.parse().ok()?, minute.parse().ok()?);
-            (minute < 60)
-                .then_some(hour * 60 + minute)
-                .filter(|at| *at <= DAY && hour <= 24)
+            (hour <= 24 && minute < 60)
+                .then(|| hour * 60 + minute)
+                .filter(|at| *at <= DAY)
         };
         let (begin, end) = text.split_once('-').ok_or_else(wrong)?;
         let (begin, end) = minutes(begin).zip(minutes(end)).ok_or_else(wrong)?;
@@ -203,6 +203,7 @@ mod tests {
             "09:00",
             "09:60-10:00",
             "25:00-26:00",
+            "09:00-2000:00",
             "10:00-10:00",
             "24:00-01:00",
         ] {
