@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     state_write_failures: AtomicU64,
     pub(crate) store: Store,
+    /// Held while a policy is changed over the API.
+    pub(crate) changing_policy: tokio::sync::Mutex<()>,
 }
 
 struct Inner {
@@ -106,6 +108,7 @@ impl Controller {
             stopping: AtomicBool::new(false),
             state_write_failures: AtomicU64::new(0),
             store,
+            changing_policy: tokio::sync::Mutex::new(()),
             host,
         });
         shared.host.spawn(accept(shared.clone()));

@@ -155,6 +155,8 @@ impl Controller {
         change: PolicyChange,
         what: &str,
     ) -> Result<PolicyOutcome, OperateError> {
+        // One after the other: each builds on the one before.
+        let _turn = self.shared.changing_policy.lock().await;
         let (kept, _) = self.policy();
         let policy = edit(kept.policy)?;
         policy
@@ -171,7 +173,10 @@ impl Controller {
             )));
         }
         let trial = self.shared.read(|network, now| network.trial(now, &policy));
-        let effects = trial.effects(); // outside of the lock: in large networks it takes a while
+        // In large networks it takes a while: not under the lock, nor on a thread that serves relays.
+        let effects = tokio::task::spawn_blocking(move || trial.effects())
+            .await
+            .map_err(|error| OperateError::Conflict(format!("cannot tell its effect: {error}")))?;
         let mut outcome = PolicyOutcome {
             applied: !change.dry_run,
             effects,

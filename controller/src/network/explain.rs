@@ -7,7 +7,12 @@ use tradewind_proto::RelayIndex;
 use tradewind_routing::{TreeRules, in_tree, path_cost};
 
 use super::{
-    Network, PathError, PathView, costs::Costs, plan::Plan, rules::AllRules, views::LinkView,
+    Network, PathError, PathView,
+    costs::{Costs, LinkCosts},
+    plan::Plan,
+    rollout::ALL,
+    rules::AllRules,
+    views::LinkView,
 };
 use crate::policy::{Compiled, ProfileName};
 
@@ -19,7 +24,7 @@ const SAME_MS: f64 = 0.005;
 /// The way from one relay to another with everything that led to it, as in `/v1/path`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
-    /// The way of most packets, in numbers.
+    /// The way of most packets that are stamped with the plan in force, in numbers.
     #[serde(flatten)]
     pub way: PathView,
     /// `realtime` or `economy`.
@@ -29,6 +34,9 @@ pub struct Explanation {
     pub since_unix_s: Option<u64>,
     /// Ways that flows are spread over: weight and relays. Empty: all take the same.
     pub split: Vec<(u8, Vec<String>)>,
+    /// During a rollout, the way of the flows that are stamped with the plan before; null: all
+    /// flows are stamped with this one.
+    pub other_flows: Option<OtherFlows>,
     /// The best ways over each other first hop, the best first.
     pub alternatives: Vec<Alternative>,
     /// Why none of them is taken.
@@ -37,6 +45,17 @@ pub struct Explanation {
     pub backups: Vec<BackupView>,
     /// Which relay does what when the first link fails.
     pub if_first_hop_fails: String,
+}
+
+/// Flows that are not stamped with the plan in force.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OtherFlows {
+    /// What they are stamped with, `epoch.number`.
+    pub plan: String,
+    /// Their share, parts per thousand.
+    pub share_permille: u32,
+    /// The relays they cross, both ends included; empty: that plan has no way.
+    pub path: Vec<String>,
 }
 
 /// A way that is not taken.
@@ -100,18 +119,26 @@ impl Network {
         let deflected = backups
             .iter()
             .find(|backup| Some(&backup.relay) != way.path.get(1));
-        let if_first_hop_fails = match (deflected, way.path.get(1)) {
-            (_, None) => "it is the same relay".to_owned(),
-            (None, Some(hop)) => format!(
+        let other_uplink = path
+            .get(1)
+            .and_then(|&hop| other_uplink(&costs, at, a, hop));
+        let if_first_hop_fails = match (way.path.get(1), other_uplink, deflected) {
+            (None, ..) => "it is the same relay".to_owned(),
+            // Before any other relay, another uplink to the same one.
+            (Some(hop), Some(uplink), _) => format!(
+                "{} sends to {hop} over uplink {uplink} at once, and a new plan follows",
+                way.from
+            ),
+            (Some(hop), _, None) => format!(
                 "nothing bridges a failure of the link to {hop}: packets are dropped (no_way) until a new plan is in force"
             ),
-            (Some(backup), _) if backup.relay == way.to => {
+            (_, _, Some(backup)) if backup.relay == way.to => {
                 format!(
                     "{} sends by the direct link at once, and a new plan follows",
                     way.from
                 )
             }
-            (Some(backup), _) => format!(
+            (_, _, Some(backup)) => format!(
                 "{} sends to {} at once, which sends on directly to {} (or deflects once more); a new plan follows",
                 way.from, backup.relay, way.to
             ),
@@ -120,6 +147,7 @@ impl Network {
             profile: profile.word(),
             since_unix_s: self.since(plan, at, from, to),
             split: self.split(plan, at, from, to),
+            other_flows: self.other_flows(at, from, to),
             alternatives: others,
             why,
             backups,
@@ -147,6 +175,21 @@ impl Network {
         }
         let first = self.older.back().unwrap_or(plan).id.number == 1;
         (changed || first).then(|| self.unix(since).as_secs())
+    }
+
+    fn other_flows(&self, profile: usize, from: RelayIndex, to: RelayIndex) -> Option<OtherFlows> {
+        let stamping = self.stamping.filter(|stamping| stamping.share < ALL)?;
+        let rest = self
+            .older
+            .iter()
+            .find(|plan| Some(plan.id) == stamping.rest)?;
+        let tree = rest.main_tree(profile, from.as_usize(), to.as_usize());
+        let path = rest.path(profile, tree, from, to).unwrap_or_default();
+        Some(OtherFlows {
+            plan: rest.id.to_string(),
+            share_permille: ALL - stamping.share,
+            path: path.iter().map(|&relay| self.relay_name(relay)).collect(),
+        })
     }
 
     fn split(
@@ -315,6 +358,22 @@ impl Network {
             })
             .collect()
     }
+}
+
+/// Another uplink to a neighbour than the one that a profile takes, if one can be used.
+fn other_uplink(costs: &Costs, profile: usize, from: usize, to: usize) -> Option<u8> {
+    let taken = costs.uplink(profile, from, to);
+    let cost_of = |link: &LinkCosts| link.terms[profile].map(|terms| terms.total());
+    let others = costs.links().iter().filter_map(|link| {
+        let key = link.measured.key;
+        let is_other =
+            (key.from.as_usize(), key.to.as_usize()) == (from, to) && key.uplink != taken;
+        cost_of(link)
+            .filter(|_| is_other)
+            .map(|cost| (cost, key.uplink.0))
+    });
+    let cheapest = others.min_by(|a, b| a.0.total_cmp(&b.0));
+    cheapest.map(|(_, uplink)| uplink)
 }
 
 fn hop_of(way: &Alternative) -> &str {

@@ -58,7 +58,7 @@ use rollout::{Stamping, Stepping};
 use traffic::Traffic;
 
 pub use effects::{Effect, Gain, ObservedRule, Trial, WorstPair};
-pub use explain::{Alternative, BackupView, Explanation};
+pub use explain::{Alternative, BackupView, Explanation, OtherFlows};
 pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
 pub use operate::{OperateError, RolloutView, StatusView};
 pub use path_error::PathError;

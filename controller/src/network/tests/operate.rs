@@ -231,6 +231,12 @@ fn a_share_stamps_the_plan_before_on_the_other_flows_and_holds_choices_back() {
 
     world.operate(|network, now| network.set_share(now, 50));
     assert_eq!(world.stamping(0), (2, 50, Some(1)));
+    let way = world
+        .network
+        .explain(world.now, "relay-0", "relay-2", ProfileName::Realtime);
+    let others = way.unwrap().other_flows.unwrap();
+    assert_eq!((others.plan.as_str(), others.share_permille), ("1.1", 950));
+    assert_eq!(others.path, ["relay-0", "relay-1", "relay-2"]);
     // A choice waits as long as two plans are stamped.
     world.run(60 * S);
     world.heal();

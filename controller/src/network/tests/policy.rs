@@ -194,6 +194,31 @@ fn an_observed_rule_changes_nothing_and_its_effect_is_recorded() {
 }
 
 #[test]
+fn a_dry_run_tells_what_becomes_of_restricted_traffic_and_of_a_profile_that_is_only_observed() {
+    let world = World::running(ring());
+    let effects = |text: &str| {
+        let policy = Policy::from_toml(text, "p").unwrap();
+        world.network.trial(world.now, &policy).effects()
+    };
+    let residency = effects("[[forbid_transit]]\nrelays = [\"relay-1\"]\napp = \"bank\"");
+    let told: Vec<(&str, Vec<String>, usize)> = residency
+        .iter()
+        .map(|effect| (effect.profile, effect.traffic.clone(), effect.rerouted))
+        .collect();
+    let bank = vec!["app bank".to_owned()];
+    assert_eq!(told[0], ("realtime", vec![], 0), "everybody else");
+    assert_eq!(told[2], ("realtime", bank, 2));
+    let observed = effects("[profiles.realtime]\nmode = \"observe\"");
+    let direct = &observed[0];
+    let ways_over_others = world.network.gains().0[0].improved;
+    assert!(ways_over_others > 0);
+    assert_eq!(
+        (direct.profile, direct.rerouted),
+        ("realtime", ways_over_others)
+    );
+}
+
+#[test]
 fn peak_only_links_are_the_last_resort_outside_of_their_hours() {
     let mut world = World::running(triangle());
     // The world begins on 1970-01-12 at 13:46 UTC.
@@ -239,6 +264,12 @@ fn the_cheapest_uplink_of_a_pair_is_taken_and_one_that_fails_is_left_at_once() {
         .unwrap();
     assert_eq!((link.now.state, link.now.uplink), ("up", 1));
     assert!(!link.hour.is_empty());
+    let way = world
+        .network
+        .explain(world.now, "relay-0", "relay-1", ProfileName::Realtime)
+        .unwrap();
+    let told = way.if_first_hop_fails;
+    assert!(told.contains("to relay-1 over uplink 0"), "{told}");
     world.second_uplink = Some((0, 1, None));
     world.relays[0].next_report = world.now;
     world.run(30 * MS);
