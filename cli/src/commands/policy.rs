@@ -93,6 +93,9 @@ pub(crate) struct PinArgs {
     /// Only say what would change.
     #[arg(long)]
     dry_run: bool,
+    /// Take names of relays that nobody has registered under yet.
+    #[arg(long)]
+    allow_unknown: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -173,10 +176,11 @@ async fn check(args: CheckArgs) -> anyhow::Result<()> {
         problems = policy.check_names(&names, &regions);
     }
     if args.json {
-        return show::json(&json!({ "policy": policy, "problems": problems }));
+        show::json(&json!({ "policy": policy, "problems": problems }))?;
+    } else if problems.is_empty() {
+        show::line(format!("{}: the policy is good", args.file.display()))?;
     }
     if problems.is_empty() {
-        show::line(format!("{}: the policy is good", args.file.display()))?;
         return Ok(());
     }
     anyhow::bail!("{}: {}", args.file.display(), problems.join("; "))
@@ -187,7 +191,10 @@ pub(crate) async fn pin(args: PinArgs) -> anyhow::Result<()> {
     if let Some(profile) = &args.profile {
         pin["profile"] = json!(profile);
     }
-    let query = [("dry_run", flag(args.dry_run))];
+    let query = [
+        ("dry_run", flag(args.dry_run)),
+        ("allow_unknown", flag(args.allow_unknown)),
+    ];
     let outcome = args
         .admin
         .change(Method::POST, "/v1/pins", &query, Some(pin))
@@ -221,10 +228,17 @@ pub(crate) fn effect(effect: &Value) -> String {
         ),
         None => String::new(),
     };
+    let traffic = match show::members(effect, "traffic") {
+        [] => String::new(),
+        _ => format!(" of {}", show::texts(effect.get("traffic"), "; ")),
+    };
     format!(
-        "{}: {} pairs another way{lost}{worst}",
+        "{}{traffic}: {} another way{lost}{worst}",
         show::text_in(effect, "profile"),
-        count("rerouted")
+        match count("rerouted") {
+            1 => "1 pair".to_owned(),
+            pairs => format!("{pairs} pairs"),
+        }
     )
 }
 

@@ -60,6 +60,15 @@ pub(crate) async fn run(args: RoutesArgs) -> anyhow::Result<()> {
             show::texts(split.get(1), " -> ")
         ))?;
     }
+    if let Some(others) = path.get("other_flows").filter(|others| !others.is_null()) {
+        let permille = others.get("share_permille").and_then(Value::as_f64);
+        show::line(format!(
+            "a rollout is under way: {} % of flows follow plan {}: {}",
+            permille.unwrap_or(0.0) / 10.0,
+            show::text_in(others, "plan"),
+            show::texts(others.get("path"), " -> ")
+        ))?;
+    }
     if let Some(since) = path.get("since_unix_s").and_then(Value::as_u64) {
         show::line(format!("so since {}", show::unix_time(since)))?;
     }
@@ -105,14 +114,14 @@ fn links(links: &[Value]) -> anyhow::Result<()> {
             ("STATE", false),
             ("ONE WAY", true),
             ("RTT", true),
-            ("LOSS", true),
+            ("LOST", true),
             ("COST", true),
-            ("DELAY", true),
-            ("JITTER", true),
-            ("LOSS", true),
-            ("LOAD", true),
-            ("HOP", true),
-            ("PRICE", true),
+            ("= DELAY", true),
+            ("+ JITTER", true),
+            ("+ LOSS", true),
+            ("+ LOAD", true),
+            ("+ HOP", true),
+            ("+ PRICE", true),
             ("USED", true),
         ],
         links.iter().map(row).collect(),

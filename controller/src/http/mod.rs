@@ -223,7 +223,8 @@ fn check_admin(access: &AdminAccess, headers: &HeaderMap) -> Result<(), ApiError
             "the admin secret is wrong".to_owned(),
         )),
         None => {
-            let reason = "show the admin secret: `Authorization: Bearer …`";
+            let reason = "show the admin secret: `Authorization: Bearer …` \
+                          (tradewind: --admin-secret-file FILE, or TRADEWIND_ADMIN_SECRET)";
             Err(ApiError(StatusCode::UNAUTHORIZED, reason.to_owned()))
         }
     }

@@ -482,14 +482,10 @@ impl Network {
         }
         // What changes the network is not guessed from parts of names.
         match self.find(relay) {
-            Ok(index) => {
-                let name = self.registry.get(index).name().to_owned();
-                Err(PathError::UnknownRelay {
-                    name: relay.to_owned(),
-                    candidates: vec![name],
-                }
-                .into())
-            }
+            Ok(index) => Err(OperateError::Bad(format!(
+                "no relay is called `{relay}`; did you mean `{}`? Give the whole name",
+                self.registry.get(index).name()
+            ))),
             Err(error) => Err(error.into()),
         }
     }
