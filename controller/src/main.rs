@@ -100,7 +100,7 @@ struct RunArgs {
     /// The HTTP API (TCP)
     #[arg(long, value_name = "IP:PORT", env = "TRADEWIND_CONTROLLER_HTTP")]
     http: Option<SocketAddr>,
-    /// Where indices, epoch and enrolment tokens are kept
+    /// Where indices, epoch, policy, history and enrolment tokens are kept
     #[arg(long, value_name = "DIR", env = "TRADEWIND_CONTROLLER_STATE_DIR")]
     state_dir: Option<PathBuf>,
     /// Public keys of client tokens: PEM, JSON Web Key Set, or a directory of such

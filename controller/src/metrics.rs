@@ -136,7 +136,7 @@ impl Live {
                 .collect::<prometheus::Result<_>>()?,
             state_write_failures: counter(
                 "state_write_failures",
-                "Times that the state could not be written to disk",
+                "Times that state, policy, decisions or history could not be written to disk",
             )?,
             relays: gauges("relays", "Relays by what they are doing", &["state"])?,
             relay_online: gauges(
