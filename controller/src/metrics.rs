@@ -172,8 +172,8 @@ impl Live {
             )?,
             saved: GaugeVec::new(
                 opts(
-                    "saved_cost_milliseconds",
-                    "What planned ways cost less than direct links, mean over all pairs",
+                    "saved_cost_seconds",
+                    "What planned ways cost less than direct links, as seconds of delay, mean over all pairs",
                 ),
                 &["profile", "mode"],
             )?,
@@ -236,7 +236,7 @@ impl Live {
             let labels = [gain.profile, gain.mode];
             self.saved
                 .with_label_values(&labels)
-                .set(gain.mean_saved_ms);
+                .set(gain.mean_saved_ms / 1e3);
             let improved = self.improved_pairs.with_label_values(&labels);
             improved.set(gain.improved as i64);
         }
