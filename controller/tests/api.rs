@@ -82,6 +82,14 @@ fn what_cannot_be_answered_is_an_error_in_json() {
         let error = body["error"].as_str().unwrap();
         assert!(error.contains(word), "{path}: {error}");
     }
+    // What is refused before anybody has looked at it.
+    let (status, body) = closed(post(None, &" ".repeat(3 << 20)));
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(body["error"].as_str().unwrap().contains("length limit"));
+    let no_text = Request::delete("/v1/relays/%ff/quarantine");
+    let (status, body) = closed(no_text.body(Body::empty()).unwrap());
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body["error"].is_string());
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Bytes, to_bytes},
     extract::{Query, State},
     http::{HeaderMap, StatusCode, Uri, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
@@ -27,6 +28,9 @@ use crate::{
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
 /// … of at most 30 days.
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+
+/// Longest reason of the framework, in bytes.
+const MAX_REFUSAL: usize = 4_096;
 
 type Parameters = Query<BTreeMap<String, String>>;
 
@@ -57,6 +61,7 @@ pub(crate) fn router(controller: Controller) -> Router {
         .route("/v1/enrol-tokens", post(create_enrol_token))
         .route("/v1/{*unknown}", any(unknown))
         .method_not_allowed_fallback(wrong_method)
+        .layer(map_response(errors_as_json))
         .with_state(controller)
 }
 
@@ -201,6 +206,19 @@ async fn wrong_method(uri: Uri) -> ApiError {
     };
     let reason = format!("{path} takes {takes}");
     ApiError(StatusCode::METHOD_NOT_ALLOWED, reason)
+}
+
+/// What the framework itself refuses (a body that is too large, a path that is no text) in the same
+/// form as everything else.
+async fn errors_as_json(response: Response) -> Response {
+    let is_text = content_type(response.headers()) == Some("text/plain");
+    if !is_text || !response.status().is_client_error() {
+        return response;
+    }
+    let status = response.status();
+    let text = to_bytes(response.into_body(), MAX_REFUSAL).await;
+    let reason = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+    ApiError(status, reason).into_response()
 }
 
 fn check_admin(access: &AdminAccess, headers: &HeaderMap) -> Result<(), ApiError> {
