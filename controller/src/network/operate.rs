@@ -11,7 +11,7 @@ use tradewind_proto::{
 use super::{
     Gain, Network, ObservedRule, PathError,
     history::{By, PlanEntry},
-    plan::Goal,
+    plan::{Goal, Plan},
     registry::Standing,
     rollout::ALL,
     views::AlertView,
@@ -197,7 +197,7 @@ impl Network {
     /// all, the rollout is over.
     ///
     /// # Errors
-    /// [`OperateError`]: no such share, or no plan to share with.
+    /// [`OperateError`]: no such share, or no plan to share with that keeps to the bans of now.
     pub fn set_share(&mut self, now: Duration, permille: u32) -> Result<(), OperateError> {
         if permille == 0 || permille > ALL {
             let what = "a share must be more than 0 % and at most 100 %; to go back, roll back to the plan before";
@@ -214,14 +214,17 @@ impl Network {
             }
             return Ok(());
         }
-        let rest = self
-            .stamping
-            .and_then(|stamping| stamping.rest)
-            .or(self.older.front().map(|plan| plan.id));
+        let present = self.stamping.and_then(|stamping| stamping.rest);
+        let rest = match present {
+            Some(rest) => self.older.iter().find(|plan| plan.id == rest),
+            None => self.older.front(),
+        };
         let Some(rest) = rest else {
             let what = "there is no plan before the one in force to share with";
             return Err(OperateError::Conflict(what.to_owned()));
         };
+        self.check_bans(now, rest)?;
+        let rest = rest.id;
         self.order(
             now,
             permille,
@@ -259,20 +262,7 @@ impl Network {
             };
             return Err(OperateError::Conflict(what));
         };
-        let forbidden = self.forbidden(&self.compile(now, &self.policy.policy));
-        let crossed = self.older[at].not_forbidden_yet(&forbidden);
-        if !crossed.is_empty() {
-            let names: Vec<String> = crossed
-                .iter()
-                .map(|&relay| self.relay_name(relay))
-                .collect();
-            let what = format!(
-                "plan {plan} is from before these relays were forbidden to cross: {}; lift that \
-                 first (tradewind unquarantine, tradewind policy)",
-                names.join(", ")
-            );
-            return Err(OperateError::Conflict(what));
-        }
+        self.check_bans(now, &self.older[at])?;
         let Some(mut older) = self.older.remove(at) else {
             return Ok(());
         };
@@ -474,6 +464,25 @@ impl Network {
             self.republish = Some(format!("released: {}", reasons.join("; ")));
         }
         self.ask_soon(now);
+    }
+
+    /// Whether a plan crosses nothing that has been forbidden since it was made.
+    fn check_bans(&self, now: Duration, plan: &Plan) -> Result<(), OperateError> {
+        let forbidden = self.forbidden(&self.compile(now, &self.policy.policy));
+        let crossed = plan.not_forbidden_yet(&forbidden);
+        if crossed.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = crossed
+            .iter()
+            .map(|&relay| self.relay_name(relay))
+            .collect();
+        Err(OperateError::Conflict(format!(
+            "plan {} is from before these relays were forbidden to cross: {}; lift that first \
+             (tradewind unquarantine, tradewind policy)",
+            plan.id,
+            names.join(", ")
+        )))
     }
 
     fn find_exactly(&self, relay: &str) -> Result<RelayIndex, OperateError> {

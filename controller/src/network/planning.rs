@@ -57,6 +57,7 @@ impl Network {
             costs = self.costs(now, &policy);
         }
         let rules = self.rules(&policy, &costs, &live);
+        self.leave_broken_rest(now, &costs, &live, &rules);
         self.note_figures(now, &costs);
         let demand = self.demand_by_profile();
         let profiles: [ProfileInput<'_>; PROFILES] = std::array::from_fn(|profile| ProfileInput {

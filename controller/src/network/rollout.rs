@@ -12,13 +12,17 @@ use tradewind_proto::{
 
 use super::{
     Action, ConnectionId, Network,
+    costs::{Costs, PROFILES},
     history::{By, OrderEntry},
     plan::{Distribution, Goal, Plan},
+    rules::AllRules,
 };
 use crate::storage::Record;
 
 /// Plans that can be gone back to, beside the one in force: relays hold the last 8.
 const OLDER_PLANS: usize = 7;
+/// Rule sets of a plan at most: everybody's and three restricted ones.
+const MOST_RULE_SETS: usize = 4;
 /// All flows, in parts per thousand.
 pub(super) const ALL: u32 = 1_000;
 
@@ -248,6 +252,39 @@ impl Network {
         let amended = self.history.amend(plan, |known| known.orders.push(entry));
         if let Some(entry) = amended {
             self.keep(Record::Plan(entry));
+        }
+    }
+
+    /// Ends a partial rollout when the plan of the other flows has a way that cannot be used any
+    /// more and the one in force has none: nothing else would mend it.
+    pub(super) fn leave_broken_rest(
+        &mut self,
+        now: Duration,
+        costs: &Costs,
+        live: &[bool],
+        rules: &AllRules,
+    ) {
+        let partial = self.stamping.filter(|stamping| stamping.share < ALL);
+        let (Some(stamping), Some(active)) = (partial, &self.active) else {
+            return;
+        };
+        let is_broken = |plan: &Plan| {
+            (0..PROFILES).any(|profile| {
+                // A rule set that is no more breaks nothing of what is stamped.
+                let mut rules = rules[profile].clone();
+                let everybody = rules[0].clone();
+                rules.resize(MOST_RULE_SETS.max(rules.len()), everybody);
+                plan.is_broken(profile, costs, live, &rules)
+            })
+        };
+        let rest = self
+            .older
+            .iter()
+            .find(|plan| Some(plan.id) == stamping.rest);
+        if rest.is_none_or(is_broken) && !is_broken(active) {
+            self.stepping = None;
+            let why = "ways of the plan before cannot be used any more";
+            self.order(now, ALL, None, By::Planner, why);
         }
     }
 

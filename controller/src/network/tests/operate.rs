@@ -253,6 +253,38 @@ fn a_share_stamps_the_plan_before_on_the_other_flows_and_holds_choices_back() {
 }
 
 #[test]
+fn a_failure_on_the_ways_of_the_other_flows_only_ends_a_partial_rollout_too() {
+    let mut world = World::running(ring());
+    world.run(20 * S);
+    world.delays[0][1] = Some(150_000);
+    world.delays[1][0] = Some(150_000);
+    world.run(10 * S);
+    let plan = world.stamping(0).0;
+    world.operate(|network, now| network.set_share(now, 250));
+    assert_eq!(world.stamping(0).1, 250);
+    world.run(S);
+    assert_eq!(world.stamping(0).1, 250, "all is well");
+    // Only the plan before goes this way.
+    world.cut(0, 1);
+    world.run(500 * MS);
+    assert_eq!(world.stamping(0), (plan, 1_000, None));
+}
+
+#[test]
+fn no_share_of_flows_goes_back_to_a_plan_from_before_a_quarantine() {
+    let mut world = World::running(ring());
+    world.run(20 * S);
+    world.operate(|network, now| network.quarantine(now, "relay-1", ""));
+    world.run(S);
+    let error = world.network.set_share(world.now, 50).unwrap_err();
+    assert!(
+        error.to_string().contains("forbidden to cross: relay-1"),
+        "{error}"
+    );
+    assert_eq!(world.stamping(0).1, 1_000);
+}
+
+#[test]
 fn a_failure_ends_a_partial_rollout_at_once() {
     let mut world = World::running(ring());
     world.run(20 * S);
