@@ -1,6 +1,7 @@
 //! `tradewind-bench`: load generators and benchmarks. They print; they judge nothing.
 
 mod congestion;
+mod controller;
 mod day;
 mod delay;
 mod network;
@@ -23,6 +24,7 @@ Examples:
   tradewind-bench relay-delay
   tradewind-bench relay-delay --seconds 60 --json
   tradewind-bench planner --relays 100,1000
+  tradewind-bench controller --relays 100,1000
   tradewind-bench day --relays 20
   tradewind-bench congestion"
 )]
@@ -37,6 +39,8 @@ enum Command {
     RelayDelay(delay::DelayArgs),
     /// Time and memory of a full plan and of steps, by the number of relays.
     Planner(planner::PlannerArgs),
+    /// What the controller takes for reports, planning and plans, by the number of relays.
+    Controller(controller::ControllerArgs),
     /// A day of a network whose delays swing, simulated: how often plans change, and how long ways
     /// are not the best.
     Day(day::DayArgs),
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::RelayDelay(args) => delay::run(&args),
         Command::Planner(args) => planner::run(&args),
+        Command::Controller(args) => controller::run(&args),
         Command::Day(args) => day::run(&args),
         Command::Congestion(args) => congestion::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),

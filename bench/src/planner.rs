@@ -229,21 +229,26 @@ fn timed(act: &mut dyn FnMut()) -> f64 {
 /// longer by a route of its own: what round-trip times between real places look like.
 fn network(n: usize, seed: u64) -> CostMatrix {
     let mut rng = Pcg64::seed_from_u64(seed);
-    let towns: Vec<(f64, f64)> = (0..n.div_ceil(12).max(4))
-        .map(|_| (rng.random_range(0.0..150.0), rng.random_range(0.0..80.0)))
-        .collect();
-    let places: Vec<(f64, f64)> = (0..n)
-        .map(|_| {
-            let town = towns[rng.random_range(0..towns.len())];
-            let near = rng.random_range(-3.0..3.0);
-            (town.0 + near, town.1 + rng.random_range(-3.0..3.0))
-        })
-        .collect();
+    let places = places(n, &mut rng);
     CostMatrix::from_fn(n, |i, j| {
         let (dx, dy) = (places[i].0 - places[j].0, places[i].1 - places[j].1);
         let stretch: f64 = rng.random_range(0.0..1.0);
         0.5 + dx.hypot(dy) * (1.0 + 2.0 * stretch * stretch * stretch)
     })
+}
+
+/// Places in clusters on a map of 150 by 80.
+pub(crate) fn places(n: usize, rng: &mut Pcg64) -> Vec<(f64, f64)> {
+    let towns: Vec<(f64, f64)> = (0..n.div_ceil(12).max(4))
+        .map(|_| (rng.random_range(0.0..150.0), rng.random_range(0.0..80.0)))
+        .collect();
+    (0..n)
+        .map(|_| {
+            let town = towns[rng.random_range(0..towns.len())];
+            let near = rng.random_range(-3.0..3.0);
+            (town.0 + near, town.1 + rng.random_range(-3.0..3.0))
+        })
+        .collect()
 }
 
 /// By how much each thing grows from the smallest to the greatest number: the exponent.
@@ -267,15 +272,20 @@ fn growth(rows: &[Row]) -> Vec<(&'static str, f64)> {
 }
 
 /// Has the kernel forget the peak; what is in use now, MiB. `None` where it cannot be known.
-fn reset_peak() -> Option<f64> {
+pub(crate) fn reset_peak() -> Option<f64> {
     std::fs::write("/proc/self/clear_refs", "5").ok()?;
     peak()
 }
 
 /// The most memory that has been resident, MiB.
-fn peak() -> Option<f64> {
+pub(crate) fn peak() -> Option<f64> {
+    status("VmHWM:")
+}
+
+/// A figure of this process that the kernel keeps in KiB, in MiB.
+pub(crate) fn status(name: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib / 1024.0)
 }

@@ -16,7 +16,7 @@ use tradewind_routing::{
     solve_clocks,
 };
 
-use super::registry::Registry;
+use super::{by_link::ByLink, registry::Registry};
 
 /// A statement that was not repeated for this long says nothing about the link any more, if its
 /// relay is still online; and no clock difference older than this is used.
@@ -61,9 +61,9 @@ struct View {
 /// Everything said, by (who says it, about the links to and from whom, over which uplink).
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    views: BTreeMap<(RelayIndex, RelayIndex, Uplink), View>,
-    /// When each relay last reported only what has changed: all else was as it had said.
-    confirmed: BTreeMap<RelayIndex, Duration>,
+    views: ByLink<View>,
+    /// By relay, when it last reported only what has changed: all else was as it had said.
+    confirmed: Vec<Option<Duration>>,
 }
 
 /// What a report changed about the links of its relay.
@@ -88,6 +88,15 @@ pub(super) struct Measured {
     pub(super) metrics: Option<LinkMetrics>,
 }
 
+/// What the receiving and the sending end of a link say, as far as it counts.
+type Ends<'a> = (Option<&'a View>, Option<&'a View>);
+
+/// A directed link, and its raw one-way difference.
+struct Seen {
+    measured: Measured,
+    raw_us: Option<i64>,
+}
+
 impl Links {
     /// A report is about to be taken in: if it names only what has changed, all else is as it was;
     /// if it is whole, there is nothing else.
@@ -98,18 +107,20 @@ impl Links {
         report: &LinkReport,
         registry: &Registry,
     ) {
+        if self.confirmed.len() < registry.len() {
+            self.confirmed.resize(registry.len(), None);
+        }
+        self.confirmed[reporter.as_usize()] = report.delta.then_some(now);
         if report.delta {
-            self.confirmed.insert(reporter, now);
             return;
         }
-        self.confirmed.remove(&reporter);
         let named: BTreeSet<(RelayIndex, u32)> = report
             .links
             .iter()
             .filter_map(|link| Some((registry.index_of(&link.peer)?, link.uplink)))
             .collect();
-        self.views.retain(|&(by, peer, uplink), _| {
-            by != reporter || named.contains(&(peer, u32::from(uplink.0)))
+        self.views.retain_in_row(reporter, |peer, uplink| {
+            named.contains(&(peer, u32::from(uplink.0)))
         });
     }
 
@@ -124,7 +135,7 @@ impl Links {
         registry: &Registry,
     ) -> Changes {
         let before = self.usable_both(now, reporter, peer, uplink, registry);
-        let view = self.views.entry((reporter, peer, uplink)).or_default();
+        let view = self.views.entry(reporter, peer, uplink, View::default);
         let begun_anew = link.packets_received < view.packets_received;
         let up = link.state() == State::Up;
         if view.outlived && (!up || begun_anew || now >= view.at + VIEW_LIFETIME) {
@@ -155,19 +166,19 @@ impl Links {
     /// The process of `relay` has restarted: what it said is void, and what others say about it
     /// is about its earlier life until they notice.
     pub(super) fn restarted(&mut self, relay: RelayIndex) {
-        self.views.retain(|&(reporter, _, _), _| reporter != relay);
-        self.confirmed.remove(&relay);
-        for (&(_, peer, _), view) in &mut self.views {
-            if peer == relay && view.state == State::Up {
-                view.outlived = true;
-            }
+        self.views.retain_in_row(relay, |_, _| false);
+        if let Some(confirmed) = self.confirmed.get_mut(relay.as_usize()) {
+            *confirmed = None;
+        }
+        for view in self.views.column_mut(relay) {
+            view.outlived |= view.state == State::Up;
         }
     }
 
     /// Per relay, whether any of its links can be used.
     pub(super) fn reachable(&self, now: Duration, registry: &Registry) -> Vec<bool> {
         let mut reachable = vec![false; registry.len()];
-        for &(a, b, uplink) in self.views.keys() {
+        for (a, b, uplink, _) in self.views.iter() {
             let known = reachable[a.as_usize()] && reachable[b.as_usize()];
             if !known && self.usable_both(now, a, b, uplink, registry) == Usable::Yes {
                 reachable[a.as_usize()] = true;
@@ -181,70 +192,80 @@ impl Links {
     /// contradict (noise, drift).
     pub(super) fn measured(&self, now: Duration, registry: &Registry) -> (Vec<Measured>, usize) {
         let n = registry.len();
-        // Per uplink its raw differences; and of each directed link the least of them, which the
-        // clocks are solved on.
-        let mut by_uplink: BTreeMap<Uplink, RawDelays> = BTreeMap::new();
-        let mut least = RawDelays::new(n);
-        let mut keys: Vec<LinkKey> = Vec::new();
+        let online: Vec<bool> = registry
+            .iter()
+            .map(|(_, relay)| relay.is_online())
+            .collect();
         let drifts = self.drifts(now, registry);
-        for &(reporter, peer, uplink) in self.views.keys() {
-            let there = LinkKey {
+        let mut seen: Vec<Seen> = Vec::with_capacity(n * n);
+        for (reporter, peer, uplink, own) in self.views.iter() {
+            let (up, up_peer) = (online[reporter.as_usize()], online[peer.as_usize()]);
+            let back = self.views.get(peer, reporter, uplink);
+            let ends = self.those_that_count(now, (peer, back, up_peer), (reporter, Some(own), up));
+            let key = LinkKey {
                 from: reporter,
                 to: peer,
                 uplink,
             };
-            keys.push(there);
-            if !self.views.contains_key(&(peer, reporter, uplink)) {
-                keys.push(LinkKey {
+            seen.push(self.seen(now, key, ends, &drifts));
+            if back.is_none() {
+                let (receiver, sender) = ends;
+                let key = LinkKey {
                     from: peer,
                     to: reporter,
                     uplink,
-                });
+                };
+                seen.push(self.seen(now, key, (sender, receiver), &drifts));
             }
         }
-        for &key in &keys {
-            let Some(raw) = self.raw_us(now, key, registry, &drifts) else {
-                continue;
-            };
-            let (from, to) = (key.from.as_usize(), key.to.as_usize());
-            by_uplink
-                .entry(key.uplink)
-                .or_insert_with(|| RawDelays::new(n))
-                .set(from, to, Some(raw));
-            if least
-                .get(from, to)
-                .is_none_or(|known| raw.wrapping_sub(known) < 0)
-            {
-                least.set(from, to, Some(raw));
-            }
-        }
-        let clocks = solve_clocks(&least);
+        // It mostly is by now.
+        seen.sort_by_key(|seen| seen.measured.key);
 
-        keys.sort_unstable();
-        let links = keys
+        // Per uplink its raw differences; and of each directed link the least of them, which the
+        // clocks are solved on.
+        let mut by_uplink: BTreeMap<Uplink, RawDelays> = BTreeMap::new();
+        for link in &seen {
+            if let Some(raw_us) = link.raw_us {
+                let key = link.measured.key;
+                by_uplink
+                    .entry(key.uplink)
+                    .or_insert_with(|| RawDelays::new(n))
+                    .set(key.from.as_usize(), key.to.as_usize(), Some(raw_us));
+            }
+        }
+        let least = match by_uplink.len() {
+            0 | 1 => None,
+            _ => Some(least_of(n, &seen)),
+        };
+        let none = RawDelays::new(0);
+        let raw = least.as_ref().or(by_uplink.values().next());
+        let clocks = match raw {
+            Some(raw) => solve_clocks(raw),
+            None => solve_clocks(&none),
+        };
+        let mut of_uplink = None;
+        let links = seen
             .into_iter()
-            .map(|key| {
-                let one_way_us = by_uplink
-                    .get(&key.uplink)
+            .map(|Seen { mut measured, .. }| {
+                let key = measured.key;
+                if of_uplink.is_none_or(|(uplink, _)| uplink != key.uplink) {
+                    of_uplink = Some((key.uplink, by_uplink.get(&key.uplink)));
+                }
+                let raw = of_uplink.and_then(|(_, raw)| raw);
+                let one_way_us = raw
                     .and_then(|raw| clocks.one_way_us(raw, key.from.as_usize(), key.to.as_usize()));
-                let busy = f64::from(registry.get(key.to).busy_permille) / 1_000.0;
-                self.measure(now, key, registry, one_way_us, busy)
+                measured.complete(one_way_us, registry.get(key.to).busy_permille);
+                measured
             })
             .collect();
         (links, clocks.clamped())
     }
 
-    fn measure(
-        &self,
-        now: Duration,
-        key: LinkKey,
-        registry: &Registry,
-        one_way_us: Option<i64>,
-        utilisation: f64,
-    ) -> Measured {
-        let usable = self.usable_both(now, key.from, key.to, key.uplink, registry);
-        let (receiver, sender) = self.ends(now, key, registry);
-        let best = receiver.or(sender);
+    /// What is known of a directed link without regard to others, of which one-way delays come:
+    /// until then its delay is half of its round trip.
+    fn seen(&self, now: Duration, key: LinkKey, ends: Ends<'_>, drifts: &Drifts) -> Seen {
+        let (receiver, sender) = ends;
+        let usable = usable_by(ends);
         let rtt_us = [receiver, sender]
             .into_iter()
             .flatten()
@@ -256,61 +277,73 @@ impl Links {
             .unwrap_or(0);
         let loss = (f64::from(loss_ppm) / 1e6).clamp(0.0, 1.0);
         let rtt_ms = rtt_us.map(|us| f64::from(us) / 1_000.0);
-        let one_way_ms = one_way_us.map(|us| us as f64 / 1_000.0);
-        let delay_ms = one_way_ms.or(rtt_ms.map(|rtt| rtt / 2.0));
-        let metrics = match (usable, delay_ms) {
-            (Usable::Yes, Some(delay_ms)) => {
-                let said = best.map_or(0, |view| u64::from(view.loss_probes));
-                let probes = if said > 0 { said } else { LOSS_PROBES };
-                let lost = (loss * probes as f64).round() as u64;
-                Some(LinkMetrics {
-                    delay_ms,
-                    rtt_dev_ms: best.map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
-                    loss: confident_loss(lost, probes),
-                    utilisation,
-                    price_ms: 0.0,
-                })
+        let metrics = (usable == Usable::Yes).then(|| {
+            let best = receiver.or(sender);
+            let said = best.map_or(0, |view| u64::from(view.loss_probes));
+            let probes = if said > 0 { said } else { LOSS_PROBES };
+            let lost = (loss * probes as f64).round() as u64;
+            LinkMetrics {
+                delay_ms: rtt_ms.map_or(f64::NAN, |rtt| rtt / 2.0),
+                rtt_dev_ms: best.map_or(0.0, |view| f64::from(view.rtt_deviation_us) / 1_000.0),
+                loss: confident_loss(lost, probes),
+                utilisation: 0.0,
+                price_ms: 0.0,
             }
-            _ => None,
-        };
-        Measured {
-            key,
-            usable,
-            one_way_ms: one_way_ms.filter(|_| usable == Usable::Yes),
-            rtt_ms: rtt_ms.filter(|_| usable == Usable::Yes),
-            loss,
-            metrics,
+        });
+        Seen {
+            measured: Measured {
+                key,
+                usable,
+                one_way_ms: None,
+                rtt_ms: rtt_ms.filter(|_| usable == Usable::Yes),
+                loss,
+                metrics,
+            },
+            raw_us: match usable {
+                Usable::Yes => self.raw_us(now, key, ends, drifts),
+                _ => None,
+            },
         }
     }
 
     /// What the link's receiving and sending end say, as far as it counts.
-    fn ends(
+    fn ends(&self, now: Duration, key: LinkKey, registry: &Registry) -> Ends<'_> {
+        let online = |relay| registry.get(relay).is_online();
+        let receiver = self.views.get(key.to, key.from, key.uplink);
+        let sender = self.views.get(key.from, key.to, key.uplink);
+        self.those_that_count(
+            now,
+            (key.to, receiver, online(key.to)),
+            (key.from, sender, online(key.from)),
+        )
+    }
+
+    /// The same, of what both say: (who, what, whether it is online).
+    fn those_that_count<'a>(
         &self,
         now: Duration,
-        key: LinkKey,
-        registry: &Registry,
-    ) -> (Option<&View>, Option<&View>) {
-        let receiver = self.views.get(&(key.to, key.from, key.uplink));
-        let sender = self.views.get(&(key.from, key.to, key.uplink));
-        let (to, from) = (
-            registry.get(key.to).is_online(),
-            registry.get(key.from).is_online(),
-        );
+        (to, receiver, to_online): (RelayIndex, Option<&'a View>, bool),
+        (from, sender, from_online): (RelayIndex, Option<&'a View>, bool),
+    ) -> Ends<'a> {
         // An online relay speaks for itself every second; one that is offline is quoted only
         // where nobody else can say anything.
-        let fresh = |by: RelayIndex| move |view: &&View| self.is_fresh(now, by, view);
-        let receiver_counts = receiver.filter(|view| if to { fresh(key.to)(view) } else { !from });
-        let sender_counts = sender.filter(|view| if from { fresh(key.from)(view) } else { !to });
+        let counts = |by, by_online: bool, other_online: bool| {
+            move |view: &&View| match by_online {
+                true => self.is_fresh(now, by, view),
+                false => !other_online,
+            }
+        };
+        let receiver_counts = receiver.filter(counts(to, to_online, from_online));
+        let sender_counts = sender.filter(counts(from, from_online, to_online));
         match (receiver_counts, sender_counts) {
             (None, None) => (
-                receiver.filter(|_| !to && sender.is_none()),
-                sender.filter(|_| !from && receiver.is_none()),
+                receiver.filter(|_| !to_online && sender.is_none()),
+                sender.filter(|_| !from_online && receiver.is_none()),
             ),
             ends => ends,
         }
     }
 
-    /// One connection carries both directions: what stops one stops the other.
     fn usable_both(
         &self,
         now: Duration,
@@ -319,32 +352,19 @@ impl Links {
         uplink: Uplink,
         registry: &Registry,
     ) -> Usable {
-        let (one, other) = self.ends(
-            now,
-            LinkKey {
-                from: a,
-                to: b,
-                uplink,
-            },
-            registry,
-        );
-        let mut combined = Usable::Unknown;
-        let mut doubt = false;
-        for view in [one, other].into_iter().flatten() {
-            match view.state {
-                State::Down => return Usable::Down,
-                _ if view.outlived => return Usable::Down,
-                State::Up => combined = Usable::Yes,
-                State::Unknown | State::Unspecified => doubt = true,
-            }
-        }
-        if doubt { Usable::Unknown } else { combined }
+        let key = LinkKey {
+            from: a,
+            to: b,
+            uplink,
+        };
+        usable_by(self.ends(now, key, registry))
     }
 
     /// Whether what `by` has said is not too old: when it said it, or that nothing has changed since.
     fn is_fresh(&self, now: Duration, by: RelayIndex, view: &View) -> bool {
-        let confirmed = self.confirmed.get(&by).filter(|_| !view.outlived);
-        let at = confirmed.map_or(view.at, |&confirmed| confirmed.max(view.at));
+        let confirmed = self.confirmed.get(by.as_usize()).copied().flatten();
+        let confirmed = confirmed.filter(|_| !view.outlived);
+        let at = confirmed.map_or(view.at, |confirmed| confirmed.max(view.at));
         now < at + VIEW_LIFETIME
     }
 
@@ -353,11 +373,9 @@ impl Links {
         let measured: Vec<(usize, usize, f64)> = self
             .views
             .iter()
-            .filter(|(_, view)| view.state == State::Up && view.drift_ppb != 0)
-            .filter(|&(&(by, ..), view)| self.is_fresh(now, by, view))
-            .map(|(&(by, peer, _), view)| {
-                (by.as_usize(), peer.as_usize(), f64::from(view.drift_ppb))
-            })
+            .filter(|(.., view)| view.state == State::Up && view.drift_ppb != 0)
+            .filter(|&(by, .., view)| self.is_fresh(now, by, view))
+            .map(|(by, peer, _, view)| (by.as_usize(), peer.as_usize(), f64::from(view.drift_ppb)))
             .collect();
         solve_drifts(registry.len(), &measured)
     }
@@ -367,13 +385,9 @@ impl Links {
         &self,
         now: Duration,
         key: LinkKey,
-        registry: &Registry,
+        (receiver, sender): Ends<'_>,
         drifts: &Drifts,
     ) -> Option<i64> {
-        if self.usable_both(now, key.from, key.to, key.uplink, registry) != Usable::Yes {
-            return None;
-        }
-        let (receiver, sender) = self.ends(now, key, registry);
         let received = receiver
             .filter(|view| self.is_fresh(now, key.to, view))
             .and_then(|view| Some((view.raw_us?.0, view.raw_at)));
@@ -384,4 +398,49 @@ impl Links {
         let age = now.saturating_sub(at);
         Some(drifts.later(raw_us, key.from.as_usize(), key.to.as_usize(), age))
     }
+}
+
+impl Measured {
+    /// Puts in what follows from other links and from the receiver's load.
+    fn complete(&mut self, one_way_us: Option<i64>, busy_permille: u32) {
+        let one_way_ms = one_way_us.map(|us| us as f64 / 1_000.0);
+        self.one_way_ms = one_way_ms.filter(|_| self.usable == Usable::Yes);
+        if let Some(metrics) = &mut self.metrics {
+            metrics.delay_ms = one_way_ms.unwrap_or(metrics.delay_ms);
+            metrics.utilisation = f64::from(busy_permille) / 1_000.0;
+        }
+        self.metrics.take_if(|metrics| metrics.delay_ms.is_nan());
+    }
+}
+
+/// One connection carries both directions: what stops one stops the other.
+fn usable_by((one, other): Ends<'_>) -> Usable {
+    let mut combined = Usable::Unknown;
+    let mut doubt = false;
+    for view in [one, other].into_iter().flatten() {
+        match view.state {
+            State::Down => return Usable::Down,
+            _ if view.outlived => return Usable::Down,
+            State::Up => combined = Usable::Yes,
+            State::Unknown | State::Unspecified => doubt = true,
+        }
+    }
+    if doubt { Usable::Unknown } else { combined }
+}
+
+/// Of each directed link the least raw difference over any uplink.
+fn least_of(n: usize, seen: &[Seen]) -> RawDelays {
+    let mut least = RawDelays::new(n);
+    for link in seen {
+        let Some(raw_us) = link.raw_us else { continue };
+        let key = link.measured.key;
+        let (from, to) = (key.from.as_usize(), key.to.as_usize());
+        if least
+            .get(from, to)
+            .is_none_or(|known| raw_us.wrapping_sub(known) < 0)
+        {
+            least.set(from, to, Some(raw_us));
+        }
+    }
+    least
 }

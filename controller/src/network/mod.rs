@@ -14,6 +14,7 @@
 //!
 //! Only one plan is on its way at a time; a failure meanwhile replaces it with a better one.
 
+mod by_link;
 mod costs;
 mod effects;
 mod explain;

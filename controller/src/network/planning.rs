@@ -394,21 +394,22 @@ impl Network {
             return;
         }
         self.next_sample = now + FINE;
-        let mut used = BTreeSet::new();
+        let n = self.registry.len();
+        let mut used = vec![false; n * n];
         if let Some(active) = &self.active {
             let members = active.member_indices();
             for profile in 0..PROFILES {
                 for &to in &members {
                     for &from in members.iter().filter(|&&from| from != to) {
                         if let Some(hop) = active.next_hop(profile, 0, from, to) {
-                            used.insert((from, hop));
+                            used[from * n + hop] = true;
                         }
                     }
                 }
             }
         }
         self.link_histories.note(now, costs.links(), |key| {
-            used.contains(&(key.from.as_usize(), key.to.as_usize()))
+            used[key.from.as_usize() * n + key.to.as_usize()]
         });
     }
 

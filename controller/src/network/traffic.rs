@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tradewind_proto::{LinkKey, RelayIndex, Uplink};
 
+use super::by_link::ByLink;
+
 /// A counter that was not named for this long stands still: relays name only what has changed.
 const STANDS_STILL: Duration = Duration::from_secs(60);
 /// Over what time a rate is averaged: long enough that a burst is no load, short enough that a
@@ -13,7 +15,7 @@ const AVERAGED_OVER: Duration = Duration::from_secs(5);
 /// The sending rate of every link, as its sender counts it.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
-    counters: BTreeMap<LinkKey, Counter>,
+    counters: ByLink<Counter>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,7 @@ impl Traffic {
             bytes,
             rate: 0.0,
         };
-        let counter = self.counters.entry(key).or_insert(fresh);
+        let counter = self.counters.entry(key.from, key.to, key.uplink, || fresh);
         let elapsed = now.saturating_sub(counter.at);
         if elapsed.is_zero() {
             return; // two reports at once: the next one tells
@@ -50,26 +52,36 @@ impl Traffic {
 
     /// A restarted relay counts from 0.
     pub(super) fn restarted(&mut self, relay: RelayIndex) {
-        self.counters.retain(|key, _| key.from != relay);
+        self.counters.retain_in_row(relay, |_, _| false);
     }
 
     /// Bytes per second over a link; 0 when nobody has said anything for a while.
     pub(super) fn rate(&self, now: Duration, key: LinkKey) -> f64 {
         self.counters
-            .get(&key)
-            .filter(|counter| now < counter.at + STANDS_STILL)
-            .map_or(0.0, |counter| counter.rate)
+            .get(key.from, key.to, key.uplink)
+            .map_or(0.0, |counter| counter.rate_at(now))
     }
 
     /// What a relay sends and receives over one of its uplinks, all links together.
     pub(super) fn of_uplinks(&self, now: Duration) -> BTreeMap<(RelayIndex, Uplink), (f64, f64)> {
         let mut sums: BTreeMap<(RelayIndex, Uplink), (f64, f64)> = BTreeMap::new();
-        for &key in self.counters.keys() {
-            let rate = self.rate(now, key);
-            sums.entry((key.from, key.uplink)).or_default().0 += rate;
-            sums.entry((key.to, key.uplink)).or_default().1 += rate;
+        for (from, to, uplink, counter) in self.counters.iter() {
+            let rate = counter.rate_at(now);
+            if rate > 0.0 {
+                sums.entry((from, uplink)).or_default().0 += rate;
+                sums.entry((to, uplink)).or_default().1 += rate;
+            }
         }
         sums
+    }
+}
+
+impl Counter {
+    fn rate_at(&self, now: Duration) -> f64 {
+        match now < self.at + STANDS_STILL {
+            true => self.rate,
+            false => 0.0,
+        }
     }
 }
 
