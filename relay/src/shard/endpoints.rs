@@ -40,6 +40,16 @@ pub(crate) struct ConnKey {
     pub(super) serial: u32,
 }
 
+/// What a shard must know of a way to other relays.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkPort {
+    pub(crate) uplink: Uplink,
+    /// What it carries each way, bytes per second, if that is known.
+    pub(crate) capacity: Option<u64>,
+    /// What its socket can do.
+    pub(crate) traits: PortTraits,
+}
+
 /// What a shard must know of a socket.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PortTraits {
@@ -53,6 +63,10 @@ pub(super) struct Endpoints {
     pub(super) port: Port,
     /// The uplink that it is for; 0 for clients.
     pub(super) uplink: Uplink,
+    /// What it carries each way, bytes per second, if that is known.
+    pub(super) capacity: Option<u64>,
+    /// What connections are accepted with.
+    pub(super) server: Arc<ServerConfig>,
     pub(super) endpoint: Endpoint,
     pub(super) ipv6: bool,
     pub(super) max_segments: usize,
@@ -64,17 +78,32 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    pub(super) fn new(
-        port: Port,
-        uplink: Uplink,
+    pub(super) fn for_clients(
         config: EndpointConfig,
         server: Arc<ServerConfig>,
         traits: PortTraits,
     ) -> Self {
+        let only = LinkPort {
+            uplink: Uplink(0),
+            capacity: None,
+            traits,
+        };
+        Self::new(Port::Client, only, config, server)
+    }
+
+    pub(super) fn new(
+        port: Port,
+        of: LinkPort,
+        config: EndpointConfig,
+        server: Arc<ServerConfig>,
+    ) -> Self {
+        let traits = of.traits;
         let allow_mtud = !traits.may_fragment;
         Self {
             port,
-            uplink,
+            uplink: of.uplink,
+            capacity: of.capacity,
+            server: server.clone(),
             endpoint: Endpoint::new(Arc::new(config), Some(server), allow_mtud, None),
             ipv6: traits.ipv6,
             max_segments: traits.max_segments,
@@ -83,6 +112,12 @@ impl Endpoints {
             handshakes: 0,
             responses: VecDeque::new(),
         }
+    }
+
+    /// Shows renewed certificates from now on.
+    pub(super) fn set_server(&mut self, server: Arc<ServerConfig>) {
+        self.endpoint.set_server_config(Some(server.clone()));
+        self.server = server;
     }
 
     /// Queues an answer of the endpoint itself.

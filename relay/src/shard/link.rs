@@ -1,8 +1,12 @@
 //! Links to other relays: dialling and greeting. What measures them is in [`super::probing`].
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prost::Message as _;
+use quinn_proto::{ServerConfig, TransportConfig};
 use rand::RngExt;
 use tradewind_proto::{
     CloseCode, DropReason, RelayIndex, Uplink,
@@ -16,9 +20,10 @@ use tradewind_trust::{cert_name, tls, verify_peer_name};
 use super::{
     ConnKey, Port, Shard, TimerKey,
     connection::{Conn, Role},
+    endpoints::Endpoints,
     probing::Probing,
 };
-use crate::packet::Packet;
+use crate::{congestion::LinkCongestion, packet::Packet, transport::link_transport};
 
 /// How long a connection may take to be greeted, once it stands.
 const HELLO_PATIENCE: Duration = Duration::from_secs(3);
@@ -104,6 +109,31 @@ impl Shard {
         Role::Link(Box::new(Link::new(None, uplink, false, session, now)))
     }
 
+    /// QUIC's parameters of a new link over an uplink: it has its share of what that carries.
+    fn transport_over(&self, links: &Endpoints) -> Arc<TransportConfig> {
+        let uplink = links.uplink;
+        let congestion = links
+            .capacity
+            .map_or_else(LinkCongestion::default, |capacity| {
+                let peers = self.peers.keys().filter(|peer| peer.1 == uplink);
+                LinkCongestion::sharing(capacity, peers.count())
+            });
+        Arc::new(link_transport(congestion))
+    }
+
+    /// What a connection that comes in on a port is accepted with.
+    pub(super) fn server_for(&self, port: Port) -> Arc<ServerConfig> {
+        match port {
+            Port::Client => self.clients.server.clone(),
+            Port::Link(nth) => {
+                let links = &self.links[usize::from(nth)];
+                let mut server = ServerConfig::clone(&links.server);
+                server.transport_config(self.transport_over(links));
+                Arc::new(server)
+            }
+        }
+    }
+
     /// Brings the peers in line with the list of relays: dials the new ones (the lower name dials),
     /// closes those that are no more.
     pub(super) fn update_peers(&mut self, now: Instant) {
@@ -150,8 +180,13 @@ impl Shard {
         let Some(member) = self.tables.members.get(&index).cloned() else {
             return;
         };
-        let own = self.links.iter_mut().find(|links| links.uplink == uplink);
-        let (Some(links), Some(peer)) = (own, self.peers.get_mut(&dialled)) else {
+        let own = self.links.iter().position(|links| links.uplink == uplink);
+        let Some(nth) = own else {
+            return;
+        };
+        let transport = self.transport_over(&self.links[nth]);
+        let links = &mut self.links[nth];
+        let Some(peer) = self.peers.get_mut(&dialled) else {
             return;
         };
         if peer.conn.is_some() || self.draining {
@@ -168,9 +203,11 @@ impl Shard {
         };
         peer.address += 1;
         let port = links.port;
+        let mut client = self.link_client.clone();
+        client.transport_config(transport);
         let result = links.endpoint.connect(
             now,
-            self.link_client.clone(),
+            client,
             links.reachable(address),
             &cert_name(&member.name),
         );

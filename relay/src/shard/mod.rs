@@ -36,7 +36,7 @@ use tradewind_proto::{
     packet::HeaderError,
 };
 
-pub(crate) use self::endpoints::{ConnKey, Port, PortTraits};
+pub(crate) use self::endpoints::{ConnKey, LinkPort, Port, PortTraits};
 use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
@@ -100,8 +100,8 @@ pub(crate) struct ShardConfig {
     pub(crate) link_client: quinn_proto::ClientConfig,
     /// What the clients' socket can do.
     pub(crate) client_port: PortTraits,
-    /// The uplinks, 0 first, and what the socket of each can do.
-    pub(crate) link_ports: Vec<(Uplink, PortTraits)>,
+    /// The uplinks, 0 first.
+    pub(crate) link_ports: Vec<LinkPort>,
     pub(crate) limits: Limits,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
@@ -213,21 +213,16 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
         let mut rng = config.rng;
-        let mut endpoints = |port: Port, uplink, traits, server: Arc<ServerConfig>| {
+        let mut endpoint = || {
             let mut endpoint = EndpointConfig::default();
             endpoint.rng_seed(Some(rng.random()));
-            Endpoints::new(port, uplink, endpoint, server, traits)
+            endpoint
         };
-        let clients = endpoints(
-            Port::Client,
-            Uplink(0),
-            config.client_port,
-            config.client_server,
-        );
+        let clients = Endpoints::for_clients(endpoint(), config.client_server, config.client_port);
         let links = (0..)
             .zip(config.link_ports)
-            .map(|(nth, (uplink, traits))| {
-                endpoints(Port::Link(nth), uplink, traits, config.link_server.clone())
+            .map(|(nth, of)| {
+                Endpoints::new(Port::Link(nth), of, endpoint(), config.link_server.clone())
             })
             .collect();
         let mut timers = Timers::default();
@@ -317,12 +312,9 @@ impl Shard {
         match command {
             Command::Tables(tables) => self.take_tables(tables, now),
             Command::Certificates(new) => {
-                self.clients
-                    .endpoint
-                    .set_server_config(Some(new.client_server));
+                self.clients.set_server(new.client_server);
                 for links in &mut self.links {
-                    let server = new.link_server.clone();
-                    links.endpoint.set_server_config(Some(server));
+                    links.set_server(new.link_server.clone());
                 }
                 self.link_client = new.link_client;
             }
@@ -471,6 +463,7 @@ impl Shard {
         buffer: &mut Vec<u8>,
     ) {
         let draining = self.draining;
+        let server = self.server_for(port);
         let endpoints = self.endpoints(port);
         if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
             let transmit = endpoints.endpoint.refuse(incoming, buffer);
@@ -484,7 +477,10 @@ impl Shard {
             }
             return;
         }
-        match endpoints.endpoint.accept(incoming, now, buffer, None) {
+        match endpoints
+            .endpoint
+            .accept(incoming, now, buffer, Some(server))
+        {
             Ok((handle, quic)) => {
                 let role = match port {
                     Port::Client => self.accepted_session(now),
