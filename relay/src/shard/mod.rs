@@ -9,6 +9,7 @@ mod connection;
 mod endpoints;
 mod forward;
 mod link;
+mod plan_use;
 mod probing;
 mod report;
 mod requests;
@@ -31,7 +32,7 @@ use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, Uplink, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
@@ -41,7 +42,7 @@ use self::{
     connection::{Conn, Input, Role},
     endpoints::Endpoints,
     link::{Peer, PeerKey},
-    probing::PlanUse,
+    plan_use::PlanUse,
     requests::Request,
     timers::Timers,
 };
@@ -183,7 +184,7 @@ pub(crate) struct Shard {
     stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
     /// By the destination's relay index.
     demand: Vec<ClassBytes>,
-    /// What the stamped plan makes of them.
+    /// What the stamped plans make of our links.
     plan_use: PlanUse,
     /// When links were last reported, and when they are next out of turn.
     reported_at: Option<Instant>,
@@ -414,10 +415,7 @@ impl Shard {
             }
         }
         self.update_peers(now);
-        self.plan_use = self
-            .tables
-            .active_plan()
-            .map_or_else(PlanUse::default, |plan| PlanUse::of(&plan.part));
+        self.plan_use = PlanUse::of(self.tables.stamped_plans().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_since = now;
@@ -463,7 +461,6 @@ impl Shard {
         buffer: &mut Vec<u8>,
     ) {
         let draining = self.draining;
-        let server = self.server_for(port);
         let endpoints = self.endpoints(port);
         if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
             let transmit = endpoints.endpoint.refuse(incoming, buffer);
@@ -477,6 +474,8 @@ impl Shard {
             }
             return;
         }
+        let server = self.server_for(port);
+        let endpoints = self.endpoints(port);
         match endpoints
             .endpoint
             .accept(incoming, now, buffer, Some(server))
