@@ -39,7 +39,7 @@ mod window;
 #[cfg(test)]
 mod testing;
 
-pub use brownout::{Brownout, NeighbourState};
+pub use brownout::Brownout;
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use demand::{DemandConfig, DemandMeter};

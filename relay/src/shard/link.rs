@@ -14,7 +14,7 @@ use tradewind_proto::{
     frame_message,
     packet::{Kind, peek_kind},
 };
-use tradewind_routing::{LinkState, NeighbourState};
+use tradewind_routing::{LinkHealth, LinkState};
 use tradewind_trust::{cert_name, tls, verify_peer_name};
 
 use super::{
@@ -86,17 +86,19 @@ impl Link {
 
     /// Whether packets may be sent over it. A new connection is good for them before the link is
     /// warm: its handshake was a round trip. One that has been down has to be up again: what is heard
-    /// of it says nothing about the way out.
-    pub(super) fn health(&self) -> NeighbourState {
+    /// of it says nothing about the way out. Costs are microseconds-equivalents here, as in plans.
+    pub(super) fn health(&self) -> LinkHealth {
         let good = match self.state {
             LinkState::Up => true,
             LinkState::Unknown | LinkState::Warming => !self.been_down,
             LinkState::Down => false,
         };
         match self.probing.degraded().1 {
-            _ if !self.greeted || !good => NeighbourState::Down,
-            Some(extra_us) => NeighbourState::Degraded { extra_us },
-            None => NeighbourState::Up,
+            _ if !self.greeted || !good => LinkHealth::Down,
+            Some(extra_us) => LinkHealth::Degraded {
+                extra: f64::from(extra_us),
+            },
+            None => LinkHealth::Up,
         }
     }
 }
