@@ -4,7 +4,7 @@
 
 use tradewind_proto::{
     DropReason, Locator, RelayIndex, Uplink,
-    packet::{Destination, LinkHeader},
+    packet::{self, Destination, LinkHeader},
 };
 use tradewind_routing::{LinkHealth, NextHop, Situation, next_hop};
 
@@ -12,6 +12,9 @@ use crate::tables::Tables;
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
+
+// The rule and the header's bits are of two crates that do not know each other.
+const _: () = assert!(tradewind_routing::MAX_DEFLECTIONS == packet::MAX_DEFLECTIONS);
 
 /// Why a packet has left its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -56,7 +56,8 @@ pub use planner::{
 };
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
 pub use reaction::{
-    Backups, LinkHealth, NextHop, Situation, Unprotected, UnprotectedWays, backups, next_hop,
+    Backups, LinkHealth, MAX_DEFLECTIONS, NextHop, Situation, Unprotected, UnprotectedWays,
+    backups, next_hop,
 };
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
 pub use whatif::{Failures, Toll, Ways, WhatIf};
