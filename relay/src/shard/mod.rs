@@ -1,6 +1,7 @@
 //! The data plane: one shard is a plain single-threaded value that owns its QUIC endpoints (one for
-//! clients, one for the links of each uplink), their connections, sessions and queues. It has no locks, no tasks, no
-//! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
+//! clients, one for the links of each uplink), their connections, sessions and queues. It has no
+//! locks, no tasks, no clock and no socket of its own: datagrams and the time are given to it,
+//! datagrams come out.
 //!
 //! A packet's way: [`connection`] (decrypt, parse) → [`forward`] and [`crate::forwarder`] (which
 //! neighbour, which session) → [`crate::queue`] and [`connection`] (send).
@@ -23,10 +24,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointConfig, ServerConfig,
-    Transmit, VarInt,
+    ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointConfig, ServerConfig, Transmit,
 };
 use rand::RngExt;
 use rustc_hash::FxHashMap;
@@ -39,7 +39,7 @@ use tradewind_proto::{
 
 pub(crate) use self::endpoints::{ConnKey, LinkPort, Port, PortTraits};
 use self::{
-    connection::{Conn, Input, Role},
+    connection::{Input, Role},
     endpoints::Endpoints,
     link::{Peer, PeerKey},
     plan_use::PlanUse,
@@ -49,21 +49,11 @@ use self::{
 use crate::{
     directory::{Directory, RENEWAL},
     metrics::Metrics,
-    queue::Queued,
     tables::Tables,
 };
 
 /// What we call ourselves to others.
 pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
-
-/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
-/// what it has stamped has arrived.
-const STAMPED_FOR: Duration = Duration::from_secs(60);
-/// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
-/// section 8.1.2).
-const BUSY_HANDSHAKES: usize = 500;
-/// Connections in their handshake beyond which new ones are refused.
-const MAX_HANDSHAKES: usize = 5_000;
 
 /// Timers later than this are a stall.
 const STALL: Duration = Duration::from_millis(15);
@@ -453,75 +443,6 @@ impl Shard {
         }
     }
 
-    fn accept(
-        &mut self,
-        port: Port,
-        incoming: quinn_proto::Incoming,
-        now: Instant,
-        buffer: &mut Vec<u8>,
-    ) {
-        let draining = self.draining;
-        let endpoints = self.endpoints(port);
-        if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
-            let transmit = endpoints.endpoint.refuse(incoming, buffer);
-            endpoints.respond(transmit, buffer);
-            return;
-        }
-        if endpoints.handshakes >= BUSY_HANDSHAKES && incoming.may_retry() {
-            // The initial's buffer holds nothing of ours: retry writes into it.
-            if let Ok(transmit) = endpoints.endpoint.retry(incoming, buffer) {
-                endpoints.respond(transmit, buffer);
-            }
-            return;
-        }
-        let server = self.server_for(port);
-        let endpoints = self.endpoints(port);
-        match endpoints
-            .endpoint
-            .accept(incoming, now, buffer, Some(server))
-        {
-            Ok((handle, quic)) => {
-                let role = match port {
-                    Port::Client => self.accepted_session(now),
-                    Port::Link(_) => self.accepted_link(port, now),
-                };
-                self.insert(port, handle, quic, role);
-            }
-            Err(error) => {
-                if let Some(transmit) = error.response {
-                    endpoints.respond(transmit, buffer);
-                }
-            }
-        }
-    }
-
-    fn insert(
-        &mut self,
-        port: Port,
-        handle: ConnectionHandle,
-        quic: Connection,
-        role: Role,
-    ) -> ConnKey {
-        self.next_serial = self.next_serial.wrapping_add(1);
-        let serial = self.next_serial;
-        let endpoints = self.endpoints(port);
-        let index = handle.0;
-        if endpoints.conns.len() <= index {
-            endpoints.conns.resize_with(index + 1, || None);
-            endpoints.serials.resize(index + 1, 0);
-        }
-        endpoints.conns[index] = Some(Conn::new(quic, role));
-        endpoints.serials[index] = serial;
-        endpoints.handshakes += 1;
-        let key = ConnKey {
-            port,
-            handle: index,
-            serial,
-        };
-        self.mark(key);
-        key
-    }
-
     /// Lets a connection work: endpoint events, then what it has for us.
     fn drive(&mut self, key: ConnKey) {
         let now_us = self.micros(self.now);
@@ -687,86 +608,6 @@ impl Shard {
         }
     }
 
-    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
-    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
-        if oldest == PlanId::NONE {
-            self.stamped.remove(&peer);
-        } else {
-            self.stamped.insert(peer, (oldest, now));
-        }
-    }
-
-    fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
-        self.stamped
-            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
-        let plans = self.stamped.values().map(|&(plan, _)| plan);
-        plans.min().unwrap_or(PlanId::NONE)
-    }
-
-    /// Counts what own sessions send to clients of other relays.
-    fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
-        // Indices beyond the list of relays are none of a relay.
-        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
-            return;
-        }
-        let index = destination.as_usize();
-        if self.demand.len() <= index {
-            self.demand.resize(index + 1, ClassBytes::default());
-        }
-        self.demand[index][class as usize] += bytes as u64;
-    }
-
-    /// Closes a connection. What belongs to it ends at once.
-    pub(super) fn close(&mut self, key: ConnKey, code: CloseCode, reason: &str, now: Instant) {
-        if let Some(conn) = self.conn_mut(key) {
-            let reason = Bytes::copy_from_slice(reason.as_bytes());
-            conn.quic.close(now, VarInt::from_u32(code as u32), reason);
-            self.mark(key);
-            self.connection_over(key, now);
-        }
-    }
-
-    /// A connection carries nothing any more: its session or link ends. A link's queue goes another
-    /// way, a session's is dropped.
-    pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
-        let metrics = self.metrics.clone();
-        let Some(conn) = self.conn_mut(key) else {
-            return;
-        };
-        if std::mem::replace(&mut conn.over, true) {
-            return;
-        }
-        conn.alive = false;
-        let waiting: Vec<Queued> = conn.queue.drain().collect();
-        let (slot, peer) = match &conn.role {
-            Role::Session(session) => (Some(session.slot), None),
-            Role::Link(link) => (None, link.peer),
-        };
-        self.handshake_over(key);
-        if let Some(slot) = slot {
-            self.session_over(slot, now);
-        }
-        if let Some(peer) = peer {
-            self.link_over(key, peer, now);
-        }
-        if slot.is_none() && !self.stopping {
-            self.forward_again(waiting, now);
-        } else {
-            for _ in waiting {
-                metrics.count_drop(DropReason::ConnectionClosed);
-            }
-        }
-    }
-
-    /// A handshake has ended, well or not.
-    fn handshake_over(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn_mut(key)
-            && std::mem::replace(&mut conn.handshaking, false)
-        {
-            self.endpoints(key.port).handshakes -= 1;
-        }
-    }
-
     pub(super) fn count_bad_header(&self, error: HeaderError) {
         self.metrics.count_drop(match error {
             HeaderError::Version(_) => DropReason::Version,
@@ -774,41 +615,8 @@ impl Shard {
         });
     }
 
-    /// Marks a connection as having something to do.
-    pub(super) fn mark(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn_mut(key)
-            && !std::mem::replace(&mut conn.dirty, true)
-        {
-            self.dirty.push_back(key);
-        }
-    }
-
     /// Microseconds of this relay's own clock, as probes carry them.
     pub(super) fn micros(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.epoch).as_micros() as u64
-    }
-
-    fn endpoints(&mut self, port: Port) -> &mut Endpoints {
-        match port {
-            Port::Client => &mut self.clients,
-            Port::Link(nth) => &mut self.links[usize::from(nth)],
-        }
-    }
-
-    fn conn(&self, key: ConnKey) -> Option<&Conn> {
-        let endpoints = match key.port {
-            Port::Client => &self.clients,
-            Port::Link(nth) => &self.links[usize::from(nth)],
-        };
-        (endpoints.serials.get(key.handle) == Some(&key.serial))
-            .then(|| endpoints.conns[key.handle].as_ref())
-            .flatten()
-    }
-
-    fn conn_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        let endpoints = self.endpoints(key.port);
-        (endpoints.serials.get(key.handle) == Some(&key.serial))
-            .then(|| endpoints.conns[key.handle].as_mut())
-            .flatten()
     }
 }
