@@ -182,6 +182,15 @@ impl ControlTask {
         let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
         let mut leaving_told = false;
         let mut conversation = Conversation::default();
+        // Of what was told while nobody listened only the newest is still so.
+        let mut newest = None;
+        while let Ok(news) = self.news.try_recv() {
+            newest = Some(news);
+        }
+        if let Some(news) = newest {
+            let report = self.report(news, &mut conversation, held);
+            write(&mut send, relay_to_controller::Body::LinkReport(report)).await?;
+        }
         loop {
             tokio::select! {
                 biased;

@@ -4,14 +4,17 @@
 
 use tradewind_proto::{
     DropReason, Locator, RelayIndex, Uplink,
-    packet::{Destination, LinkHeader},
+    packet::{self, Destination, LinkHeader},
 };
-use tradewind_routing::{LinkHealth, NeighbourState, NextHop, Situation, next_hop};
+use tradewind_routing::{LinkHealth, NextHop, Situation, next_hop};
 
 use crate::tables::Tables;
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
+
+// The rule and the header's bits are of two crates that do not know each other.
+const _: () = assert!(tradewind_routing::MAX_DEFLECTIONS == packet::MAX_DEFLECTIONS);
 
 /// Why a packet has left its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,7 @@ pub(crate) enum Verdict {
     Drop(DropReason),
 }
 
-/// Decides where a packet goes next.
+/// Decides where a packet goes next; costs are microseconds-equivalents.
 ///
 /// A packet follows the tree of the plan it is stamped with, by the rule of
 /// [`tradewind_routing::next_hop`]. When the next hop is down, or degraded and dearer than a
@@ -52,7 +55,7 @@ pub(crate) enum Verdict {
 pub(crate) fn route(
     header: &LinkHeader,
     tables: &Tables,
-    neighbour: impl Fn(RelayIndex) -> NeighbourState,
+    neighbour: impl Fn(RelayIndex) -> LinkHealth,
 ) -> Verdict {
     let Destination::Session(destination) = header.destination else {
         // Groups are not formed yet: no ingress edge stamps such a packet.
@@ -82,7 +85,7 @@ pub(crate) fn route(
             0 => (candidate.relay, f64::INFINITY),
             cost_us => (candidate.relay, f64::from(cost_us)),
         }),
-        |relay| health(neighbour(relay)),
+        &neighbour,
         |relay| relay == tables.me || header.has_visited(relay),
     );
     match decision {
@@ -100,7 +103,7 @@ pub(crate) fn route(
             let by_tree = hop.filter(|_| header.deflections == 0);
             let way = by_tree.map_or(target, |hop| hop.next);
             let reason = match neighbour(way) {
-                NeighbourState::Degraded { .. } => Deflection::Brownout,
+                LinkHealth::Degraded { .. } => Deflection::Brownout,
                 _ => Deflection::Failure,
             };
             Verdict::Link {
@@ -111,17 +114,6 @@ pub(crate) fn route(
         }
         NextHop::Loop => Verdict::Drop(DropReason::Loop),
         NextHop::NoWay => Verdict::Drop(DropReason::NoWay),
-    }
-}
-
-/// Costs are microseconds-equivalents here.
-fn health(state: NeighbourState) -> LinkHealth {
-    match state {
-        NeighbourState::Up => LinkHealth::Up,
-        NeighbourState::Degraded { extra_us } => LinkHealth::Degraded {
-            extra: f64::from(extra_us),
-        },
-        NeighbourState::Down => LinkHealth::Down,
     }
 }
 
@@ -229,17 +221,17 @@ mod tests {
         }
     }
 
-    fn all_up(_: RelayIndex) -> NeighbourState {
-        NeighbourState::Up
+    fn all_up(_: RelayIndex) -> LinkHealth {
+        LinkHealth::Up
     }
 
     /// All are up but these.
-    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> NeighbourState + '_ {
+    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> LinkHealth + '_ {
         |relay| {
             if dead.contains(&relay.0) {
-                NeighbourState::Down
+                LinkHealth::Down
             } else {
-                NeighbourState::Up
+                LinkHealth::Up
             }
         }
     }
@@ -302,24 +294,24 @@ mod tests {
 
     #[test]
     fn a_brownout_deflects_only_to_what_is_cheaper_than_the_link_is_now() {
-        let degraded = |extra_us: u32| {
+        let degraded = |extra: f64| {
             move |relay: RelayIndex| match relay.0 {
-                1 => NeighbourState::Degraded { extra_us },
-                _ => NeighbourState::Up,
+                1 => LinkHealth::Degraded { extra },
+                _ => LinkHealth::Up,
             }
         };
         // 30 ms by the tree and 45 ms over relay 2.
         let brownout = Some(Deflection::Brownout);
         assert_eq!(
-            route(&header(3), &tables(), degraded(15_001)),
+            route(&header(3), &tables(), degraded(15_001.0)),
             link(2, brownout)
         );
         assert_eq!(
-            route(&header(3), &tables(), degraded(15_000)),
+            route(&header(3), &tables(), degraded(15_000.0)),
             link(1, None)
         );
         // Where all are bad, the bad link is used.
-        let all = |_: RelayIndex| NeighbourState::Degraded { extra_us: 90_000 };
+        let all = |_: RelayIndex| LinkHealth::Degraded { extra: 90_000.0 };
         assert_eq!(route(&header(3), &tables(), all), link(1, None));
         // A packet that may not be deflected any more is not lost for it.
         let mut tired = header(3);
@@ -330,8 +322,8 @@ mod tests {
     #[test]
     fn a_degraded_backup_is_better_than_none() {
         let state = |relay: RelayIndex| match relay.0 {
-            1 | 3 => NeighbourState::Down,
-            _ => NeighbourState::Degraded { extra_us: 1 },
+            1 | 3 => LinkHealth::Down,
+            _ => LinkHealth::Degraded { extra: 1.0 },
         };
         assert_eq!(
             route(&header(3), &tables(), state),

@@ -21,7 +21,7 @@ use crate::{
     directory::Directory,
     driver::{Busy, Driver, Socket},
     metrics::Metrics,
-    shard::{Command, Inspection, Limits, News, Port, Shard, ShardConfig},
+    shard::{Command, Inspection, Limits, LinkPort, News, Port, Shard, ShardConfig},
     store::Store,
     transport,
     watch::Passage,
@@ -416,17 +416,22 @@ impl ShardStart {
             "clients",
             "--client-listen",
         )?;
-        let mut wanted = vec![(Uplink(0), settings.link_listen, "--link-listen")];
+        let option = "--link-listen";
+        let mut wanted = vec![(0, settings.link_capacity, settings.link_listen, option)];
         for uplink in &settings.uplinks {
             let option = "`link_listen` of the uplink";
-            wanted.push((Uplink(uplink.number), uplink.link_listen, option));
+            wanted.push((uplink.number, uplink.capacity, uplink.link_listen, option));
         }
         let mut sockets = vec![client];
         let mut link_ports = Vec::new();
         let mut links = Vec::new();
-        for (nth, (uplink, listen, option)) in (0..).zip(wanted) {
+        for (nth, (number, capacity, listen, option)) in (0..).zip(wanted) {
             let (address, socket) = bind(Port::Link(nth), listen, "relays", option)?;
-            link_ports.push((uplink, socket.traits()));
+            link_ports.push(LinkPort {
+                uplink: Uplink(number),
+                capacity: (capacity > 0).then_some(capacity),
+                traits: socket.traits(),
+            });
             links.push(address);
             sockets.push(socket);
         }

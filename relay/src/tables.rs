@@ -165,6 +165,12 @@ impl Tables {
         }
     }
 
+    /// The plans that packets are stamped with here: one, or two while flows are shared between them.
+    pub(crate) fn stamped_plans(&self) -> impl Iterator<Item = &Plan> {
+        let Stamping { plan, rest, .. } = self.stamping;
+        [plan, rest].into_iter().filter_map(|id| self.plan(id))
+    }
+
     /// The oldest plan that packets are stamped with here.
     pub(crate) fn oldest_stamped(&self) -> PlanId {
         let Stamping { plan, rest, .. } = self.stamping;

@@ -24,7 +24,8 @@ pub(crate) const LINK_ACK_EVERY: u32 = ACK_EVERY;
 /// carries (RFC 8200, section 5). Discovery finds more.
 const LINK_INITIAL_MTU: u16 = 1_232;
 
-/// TLS and transport for both ports.
+/// TLS for both ports, and the clients' transport. That of a link is set when it is made: see
+/// [`link_transport`].
 pub(crate) fn certificates(
     identity: &Identity,
     roots: &Roots,
@@ -37,11 +38,8 @@ pub(crate) fn certificates(
     let mut client_server = ServerConfig::with_crypto(tls::quic_server(client_tls)?);
     client_server.transport_config(Arc::new(client_transport()));
     let mut link_server = ServerConfig::with_crypto(tls::quic_server(link_tls)?);
-    let link_transport = Arc::new(link_transport(LinkCongestion::default()));
-    link_server.transport_config(link_transport.clone());
     link_server.migration(false);
-    let mut link_client = ClientConfig::new(tls::quic_client(dial_tls)?);
-    link_client.transport_config(link_transport);
+    let link_client = ClientConfig::new(tls::quic_client(dial_tls)?);
     Ok(Certificates {
         client_server: Arc::new(client_server),
         link_server: Arc::new(link_server),

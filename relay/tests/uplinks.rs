@@ -5,13 +5,14 @@ mod support;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration, time::SystemTime};
 
-use support::{TestClient, World};
+use support::{TestClient, World, header};
 use tradewind_host::{AsyncUdpSocket, Host, Runtime};
 use tradewind_proto::{
     Class,
     control::{Activate, Backup, PlanName, ProfileTable, TreeTable},
+    packet::Kind,
 };
-use tradewind_relay::UplinkSettings;
+use tradewind_relay::{RelaySettings, UplinkSettings};
 use tradewind_wan::{HostClock, LinkSpec, WanHost, run_virtual};
 
 /// Three relays, 20 ms from each to each by the public Internet.
@@ -77,7 +78,7 @@ fn a_relay_whose_uplink_fails_uses_the_other_one_before_it_deflects() {
                 public: public.clone(),
                 private,
             });
-            let with_line = |settings: &mut tradewind_relay::RelaySettings| {
+            let with_line = |settings: &mut RelaySettings| {
                 settings.uplinks = vec![uplink];
                 settings.link_capacity = 12_500_000;
             };
@@ -147,4 +148,48 @@ fn a_relay_whose_uplink_fails_uses_the_other_one_before_it_deflects() {
         wan.sleep(Duration::from_secs(6)).await;
         assert_eq!(way(&alice, &bob, handle).await, [(0, 0), (1, 1)]);
     });
+}
+
+/// Bytes per second that the links between two relays of these settings carry, there and back, when
+/// two and a half megabytes per second are offered.
+fn carried(change: fn(&mut RelaySettings, &WanHost)) -> [f64; 2] {
+    run_virtual(33, move |wan| async move {
+        let world = World::with_settings(wan.clone(), &[&[0, 40], &[40, 0]], change).await;
+        world.plan(1, &[&[0, 1], &[0, 1]], &[]).await;
+        let mut rates = [0.0; 2];
+        // r0 dials r1: one end is the dialled one, the other the accepted one.
+        for (from, to) in [(0, 1), (1, 0)] {
+            let mut sender = world.client(from, &format!("from-{from}")).await;
+            let _receiver = world.client(to, &format!("to-{to}")).await;
+            wan.sleep(Duration::from_millis(500)).await;
+            let handle = sender.handle(&format!("to-{to}")).await;
+            let payload = vec![7; 1_000];
+            // Four seconds, of which the first two settle.
+            let mut before = (0, Duration::ZERO);
+            for n in 0..10_000 {
+                if n == 5_000 {
+                    let sent = world.relays[from].links().await[0].bytes_sent;
+                    before = (sent, wan.network_time());
+                }
+                sender.send(header(Kind::Media, Class::Video, handle, n), &payload);
+                if n % 5 == 4 {
+                    wan.sleep(Duration::from_millis(2)).await;
+                }
+            }
+            let sent = world.relays[from].links().await[0].bytes_sent - before.0;
+            rates[from] = sent as f64 / (wan.network_time() - before.1).as_secs_f64();
+        }
+        rates
+    })
+}
+
+#[test]
+fn a_link_takes_no_more_than_its_uplink_is_said_to_carry() {
+    for rate in carried(|settings, _| settings.link_capacity = 1_250_000) {
+        assert!((1.1e6..1.4e6).contains(&rate), "{rate} bytes/s");
+    }
+    // Nobody has said what it carries: it takes what there is.
+    for rate in carried(|_, _| ()) {
+        assert!(rate > 2.4e6, "{rate} bytes/s");
+    }
 }

@@ -15,20 +15,6 @@ use std::collections::VecDeque;
 
 use crate::window::WindowedMin;
 
-/// What a relay's forwarder knows of the link to a neighbour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NeighbourState {
-    /// Good.
-    Up,
-    /// It works, but the way out is far worse than normal.
-    Degraded {
-        /// By how much, microseconds-equivalent of delay.
-        extra_us: u32,
-    },
-    /// Nothing gets through.
-    Down,
-}
-
 /// Probes in a row that must be late.
 const LATE_IN_A_ROW: u32 = 2;
 /// How late is late, at least.

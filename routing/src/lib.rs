@@ -39,7 +39,7 @@ mod window;
 #[cfg(test)]
 mod testing;
 
-pub use brownout::{Brownout, NeighbourState};
+pub use brownout::Brownout;
 pub use clock_sync::{ClockSolution, RawDelays, solve_clocks};
 pub use cost::{CostMatrix, CostTerms, CostWeights, LinkMetrics, link_cost};
 pub use demand::{DemandConfig, DemandMeter};
@@ -56,7 +56,8 @@ pub use planner::{
 };
 pub use probe::{ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict};
 pub use reaction::{
-    Backups, LinkHealth, NextHop, Situation, Unprotected, UnprotectedWays, backups, next_hop,
+    Backups, LinkHealth, MAX_DEFLECTIONS, NextHop, Situation, Unprotected, UnprotectedWays,
+    backups, next_hop,
 };
 pub use tree::{InTree, OutTree, TreeRules, in_tree, in_trees, out_tree, out_trees};
 pub use whatif::{Failures, Toll, Ways, WhatIf};

@@ -39,7 +39,7 @@ const FLOOR_DIVISOR: u64 = 5;
 /// never goes below 10 Mbit/s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkCongestion {
-    /// The link's share of its uplink, in bytes per second: where it begins, and what it never
+    /// What the link may take of its uplink, in bytes per second: where it begins, and what it never
     /// exceeds on average. `None`: unknown.
     pub capacity: Option<u64>,
     /// What it never goes below, in bytes per second, whatever the network does. A path that
@@ -57,13 +57,25 @@ impl Default for LinkCongestion {
 }
 
 impl LinkCongestion {
-    /// Of a link that may take this share of its uplink, in bytes per second; the floor is a fifth
+    /// Of a link that has a way of this capacity for itself, in bytes per second; the floor is a fifth
     /// of it.
     #[must_use]
     pub const fn with_capacity(bytes_per_second: u64) -> Self {
         Self {
             capacity: Some(bytes_per_second),
             floor: bytes_per_second / FLOOR_DIVISOR,
+        }
+    }
+
+    /// Of one of `links` links over an uplink of this capacity, in bytes per second. Any of them may
+    /// take all of it, for mostly few are busy at once, and how they share it is found by what waits;
+    /// but the floors of all of them together are a fifth of it.
+    #[must_use]
+    pub fn sharing(bytes_per_second: u64, links: usize) -> Self {
+        let whole = Self::with_capacity(bytes_per_second);
+        Self {
+            floor: whole.floor / (links.max(1) as u64),
+            ..whole
         }
     }
 

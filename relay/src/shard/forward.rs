@@ -9,7 +9,7 @@ use tradewind_proto::{
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
-use tradewind_routing::NeighbourState;
+use tradewind_routing::LinkHealth;
 
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
@@ -166,18 +166,21 @@ impl Shard {
     }
 
     /// How it stands with another relay: as with the best of the links to it.
-    pub(super) fn neighbour(&self, relay: RelayIndex) -> NeighbourState {
+    pub(super) fn neighbour(&self, relay: RelayIndex) -> LinkHealth {
         self.links_to(relay)
-            .map(|(.., state)| state)
-            .min_by_key(|&state| badness(state))
-            .unwrap_or(NeighbourState::Down)
+            .map(|(.., health)| health)
+            .min_by(LinkHealth::compare)
+            .unwrap_or(LinkHealth::Down)
     }
 
     /// The link to take to another relay: over the uplink that the plan wants while none is in better
     /// health.
     fn link_to(&self, relay: RelayIndex, wanted: Uplink) -> Option<(Uplink, ConnKey)> {
         self.links_to(relay)
-            .min_by_key(|&(uplink, _, state)| (badness(state), uplink != wanted))
+            .min_by(|(one, _, health), (other, _, others)| {
+                let by_health = health.compare(others);
+                by_health.then((*one != wanted).cmp(&(*other != wanted)))
+            })
             .map(|(uplink, key, _)| (uplink, key))
     }
 
@@ -185,25 +188,16 @@ impl Shard {
     fn links_to(
         &self,
         relay: RelayIndex,
-    ) -> impl Iterator<Item = (Uplink, ConnKey, NeighbourState)> + '_ {
+    ) -> impl Iterator<Item = (Uplink, ConnKey, LinkHealth)> + '_ {
         let all = (relay, Uplink(u8::MIN))..=(relay, Uplink(u8::MAX));
         self.peers.range(all).filter_map(|(&(_, uplink), peer)| {
             let key = peer.conn?;
             let conn = self.conn(key)?;
-            let state = match &conn.role {
+            let health = match &conn.role {
                 Role::Link(link) if conn.alive => link.health(),
-                _ => NeighbourState::Down,
+                _ => LinkHealth::Down,
             };
-            Some((uplink, key, state))
+            Some((uplink, key, health))
         })
-    }
-}
-
-/// The order of preference, least first; and among degraded links by how much.
-fn badness(state: NeighbourState) -> (u8, u32) {
-    match state {
-        NeighbourState::Up => (0, 0),
-        NeighbourState::Degraded { extra_us } => (1, extra_us),
-        NeighbourState::Down => (2, 0),
     }
 }

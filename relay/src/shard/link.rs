@@ -1,8 +1,12 @@
 //! Links to other relays: dialling and greeting. What measures them is in [`super::probing`].
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prost::Message as _;
+use quinn_proto::{ServerConfig, TransportConfig};
 use rand::RngExt;
 use tradewind_proto::{
     CloseCode, DropReason, RelayIndex, Uplink,
@@ -10,15 +14,16 @@ use tradewind_proto::{
     frame_message,
     packet::{Kind, peek_kind},
 };
-use tradewind_routing::{LinkState, NeighbourState};
+use tradewind_routing::{LinkHealth, LinkState};
 use tradewind_trust::{cert_name, tls, verify_peer_name};
 
 use super::{
     ConnKey, Port, Shard, TimerKey,
     connection::{Conn, Role},
+    endpoints::Endpoints,
     probing::Probing,
 };
-use crate::packet::Packet;
+use crate::{congestion::LinkCongestion, packet::Packet, transport::link_transport};
 
 /// How long a connection may take to be greeted, once it stands.
 const HELLO_PATIENCE: Duration = Duration::from_secs(3);
@@ -81,17 +86,19 @@ impl Link {
 
     /// Whether packets may be sent over it. A new connection is good for them before the link is
     /// warm: its handshake was a round trip. One that has been down has to be up again: what is heard
-    /// of it says nothing about the way out.
-    pub(super) fn health(&self) -> NeighbourState {
+    /// of it says nothing about the way out. Costs are microseconds-equivalents here, as in plans.
+    pub(super) fn health(&self) -> LinkHealth {
         let good = match self.state {
             LinkState::Up => true,
             LinkState::Unknown | LinkState::Warming => !self.been_down,
             LinkState::Down => false,
         };
         match self.probing.degraded().1 {
-            _ if !self.greeted || !good => NeighbourState::Down,
-            Some(extra_us) => NeighbourState::Degraded { extra_us },
-            None => NeighbourState::Up,
+            _ if !self.greeted || !good => LinkHealth::Down,
+            Some(extra_us) => LinkHealth::Degraded {
+                extra: f64::from(extra_us),
+            },
+            None => LinkHealth::Up,
         }
     }
 }
@@ -102,6 +109,31 @@ impl Shard {
         let session = self.rng.random_range(1..=u32::MAX);
         let uplink = self.endpoints(port).uplink;
         Role::Link(Box::new(Link::new(None, uplink, false, session, now)))
+    }
+
+    /// QUIC's parameters of a new link over an uplink: it has its share of what that carries.
+    fn transport_over(&self, links: &Endpoints) -> Arc<TransportConfig> {
+        let uplink = links.uplink;
+        let congestion = links
+            .capacity
+            .map_or_else(LinkCongestion::default, |capacity| {
+                let peers = self.peers.keys().filter(|peer| peer.1 == uplink);
+                LinkCongestion::sharing(capacity, peers.count())
+            });
+        Arc::new(link_transport(congestion))
+    }
+
+    /// What a connection that comes in on a port is accepted with.
+    pub(super) fn server_for(&self, port: Port) -> Arc<ServerConfig> {
+        match port {
+            Port::Client => self.clients.server.clone(),
+            Port::Link(nth) => {
+                let links = &self.links[usize::from(nth)];
+                let mut server = ServerConfig::clone(&links.server);
+                server.transport_config(self.transport_over(links));
+                Arc::new(server)
+            }
+        }
     }
 
     /// Brings the peers in line with the list of relays: dials the new ones (the lower name dials),
@@ -150,8 +182,13 @@ impl Shard {
         let Some(member) = self.tables.members.get(&index).cloned() else {
             return;
         };
-        let own = self.links.iter_mut().find(|links| links.uplink == uplink);
-        let (Some(links), Some(peer)) = (own, self.peers.get_mut(&dialled)) else {
+        let own = self.links.iter().position(|links| links.uplink == uplink);
+        let Some(nth) = own else {
+            return;
+        };
+        let transport = self.transport_over(&self.links[nth]);
+        let links = &mut self.links[nth];
+        let Some(peer) = self.peers.get_mut(&dialled) else {
             return;
         };
         if peer.conn.is_some() || self.draining {
@@ -168,9 +205,11 @@ impl Shard {
         };
         peer.address += 1;
         let port = links.port;
+        let mut client = self.link_client.clone();
+        client.transport_config(transport);
         let result = links.endpoint.connect(
             now,
-            self.link_client.clone(),
+            client,
             links.reachable(address),
             &cert_name(&member.name),
         );

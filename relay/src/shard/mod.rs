@@ -1,6 +1,7 @@
 //! The data plane: one shard is a plain single-threaded value that owns its QUIC endpoints (one for
-//! clients, one for the links of each uplink), their connections, sessions and queues. It has no locks, no tasks, no
-//! clock and no socket of its own: datagrams and the time are given to it, datagrams come out.
+//! clients, one for the links of each uplink), their connections, sessions and queues. It has no
+//! locks, no tasks, no clock and no socket of its own: datagrams and the time are given to it,
+//! datagrams come out.
 //!
 //! A packet's way: [`connection`] (decrypt, parse) → [`forward`] and [`crate::forwarder`] (which
 //! neighbour, which session) → [`crate::queue`] and [`connection`] (send).
@@ -9,6 +10,7 @@ mod connection;
 mod endpoints;
 mod forward;
 mod link;
+mod plan_use;
 mod probing;
 mod report;
 mod requests;
@@ -22,50 +24,39 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointConfig, ServerConfig,
-    Transmit, VarInt,
+    ConnectionHandle, DatagramEvent, EcnCodepoint, EndpointConfig, ServerConfig, Transmit,
 };
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_host::Rng;
 use tradewind_proto::{
-    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, Uplink, UserKey,
+    Class, CloseCode, DropReason, Locator, PlanId, RelayIndex, UserKey,
     control::{self, Draining, EdgeMessage, edge_message},
     packet::HeaderError,
 };
 
-pub(crate) use self::endpoints::{ConnKey, Port, PortTraits};
+pub(crate) use self::endpoints::{ConnKey, LinkPort, Port, PortTraits};
 use self::{
-    connection::{Conn, Input, Role},
+    connection::{Input, Role},
     endpoints::Endpoints,
     link::{Peer, PeerKey},
-    probing::PlanUse,
+    plan_use::PlanUse,
     requests::Request,
     timers::Timers,
 };
 use crate::{
     directory::{Directory, RENEWAL},
     metrics::Metrics,
-    queue::Queued,
     tables::Tables,
 };
 
 /// What we call ourselves to others.
 pub(crate) const SOFTWARE: &str = concat!("tradewind-relay/", env!("CARGO_PKG_VERSION"));
 
-/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
-/// what it has stamped has arrived.
-const STAMPED_FOR: Duration = Duration::from_secs(60);
 /// How soon clients are asked to leave a relay that the controller takes out: it gives them a minute.
 const SENT_AWAY_WITHIN: Duration = Duration::from_secs(10);
-/// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
-/// section 8.1.2).
-const BUSY_HANDSHAKES: usize = 500;
-/// Connections in their handshake beyond which new ones are refused.
-const MAX_HANDSHAKES: usize = 5_000;
-
 /// Timers later than this are a stall.
 const STALL: Duration = Duration::from_millis(15);
 /// Links are not judged for as long after a stall as it took, but at most so long: what has waited
@@ -102,8 +93,8 @@ pub(crate) struct ShardConfig {
     pub(crate) link_client: quinn_proto::ClientConfig,
     /// What the clients' socket can do.
     pub(crate) client_port: PortTraits,
-    /// The uplinks, 0 first, and what the socket of each can do.
-    pub(crate) link_ports: Vec<(Uplink, PortTraits)>,
+    /// The uplinks, 0 first.
+    pub(crate) link_ports: Vec<LinkPort>,
     pub(crate) limits: Limits,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
@@ -185,7 +176,7 @@ pub(crate) struct Shard {
     stamped: BTreeMap<RelayIndex, (PlanId, Instant)>,
     /// By the destination's relay index.
     demand: Vec<ClassBytes>,
-    /// What the stamped plan makes of them.
+    /// What the stamped plans make of our links.
     plan_use: PlanUse,
     /// When links were last reported, and when they are next out of turn.
     reported_at: Option<Instant>,
@@ -215,21 +206,16 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
         let mut rng = config.rng;
-        let mut endpoints = |port: Port, uplink, traits, server: Arc<ServerConfig>| {
+        let mut endpoint = || {
             let mut endpoint = EndpointConfig::default();
             endpoint.rng_seed(Some(rng.random()));
-            Endpoints::new(port, uplink, endpoint, server, traits)
+            endpoint
         };
-        let clients = endpoints(
-            Port::Client,
-            Uplink(0),
-            config.client_port,
-            config.client_server,
-        );
+        let clients = Endpoints::for_clients(endpoint(), config.client_server, config.client_port);
         let links = (0..)
             .zip(config.link_ports)
-            .map(|(nth, (uplink, traits))| {
-                endpoints(Port::Link(nth), uplink, traits, config.link_server.clone())
+            .map(|(nth, of)| {
+                Endpoints::new(Port::Link(nth), of, endpoint(), config.link_server.clone())
             })
             .collect();
         let mut timers = Timers::default();
@@ -319,12 +305,9 @@ impl Shard {
         match command {
             Command::Tables(tables) => self.take_tables(tables, now),
             Command::Certificates(new) => {
-                self.clients
-                    .endpoint
-                    .set_server_config(Some(new.client_server));
+                self.clients.set_server(new.client_server);
                 for links in &mut self.links {
-                    let server = new.link_server.clone();
-                    links.endpoint.set_server_config(Some(server));
+                    links.set_server(new.link_server.clone());
                 }
                 self.link_client = new.link_client;
             }
@@ -430,10 +413,7 @@ impl Shard {
             self.send_clients_elsewhere(SENT_AWAY_WITHIN, now);
         }
         self.update_peers(now);
-        self.plan_use = self
-            .tables
-            .active_plan()
-            .map_or_else(PlanUse::default, |plan| PlanUse::of(&plan.part));
+        self.plan_use = PlanUse::of(self.tables.stamped_plans().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_since = now;
@@ -473,70 +453,6 @@ impl Shard {
                 _ => self.close(key, CloseCode::Draining, "the relay is draining", now),
             }
         }
-    }
-
-    fn accept(
-        &mut self,
-        port: Port,
-        incoming: quinn_proto::Incoming,
-        now: Instant,
-        buffer: &mut Vec<u8>,
-    ) {
-        let draining = self.draining;
-        let endpoints = self.endpoints(port);
-        if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
-            let transmit = endpoints.endpoint.refuse(incoming, buffer);
-            endpoints.respond(transmit, buffer);
-            return;
-        }
-        if endpoints.handshakes >= BUSY_HANDSHAKES && incoming.may_retry() {
-            // The initial's buffer holds nothing of ours: retry writes into it.
-            if let Ok(transmit) = endpoints.endpoint.retry(incoming, buffer) {
-                endpoints.respond(transmit, buffer);
-            }
-            return;
-        }
-        match endpoints.endpoint.accept(incoming, now, buffer, None) {
-            Ok((handle, quic)) => {
-                let role = match port {
-                    Port::Client => self.accepted_session(now),
-                    Port::Link(_) => self.accepted_link(port, now),
-                };
-                self.insert(port, handle, quic, role);
-            }
-            Err(error) => {
-                if let Some(transmit) = error.response {
-                    endpoints.respond(transmit, buffer);
-                }
-            }
-        }
-    }
-
-    fn insert(
-        &mut self,
-        port: Port,
-        handle: ConnectionHandle,
-        quic: Connection,
-        role: Role,
-    ) -> ConnKey {
-        self.next_serial = self.next_serial.wrapping_add(1);
-        let serial = self.next_serial;
-        let endpoints = self.endpoints(port);
-        let index = handle.0;
-        if endpoints.conns.len() <= index {
-            endpoints.conns.resize_with(index + 1, || None);
-            endpoints.serials.resize(index + 1, 0);
-        }
-        endpoints.conns[index] = Some(Conn::new(quic, role));
-        endpoints.serials[index] = serial;
-        endpoints.handshakes += 1;
-        let key = ConnKey {
-            port,
-            handle: index,
-            serial,
-        };
-        self.mark(key);
-        key
     }
 
     /// Lets a connection work: endpoint events, then what it has for us.
@@ -704,86 +620,6 @@ impl Shard {
         }
     }
 
-    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
-    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
-        if oldest == PlanId::NONE {
-            self.stamped.remove(&peer);
-        } else {
-            self.stamped.insert(peer, (oldest, now));
-        }
-    }
-
-    fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
-        self.stamped
-            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
-        let plans = self.stamped.values().map(|&(plan, _)| plan);
-        plans.min().unwrap_or(PlanId::NONE)
-    }
-
-    /// Counts what own sessions send to clients of other relays.
-    fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
-        // Indices beyond the list of relays are none of a relay.
-        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
-            return;
-        }
-        let index = destination.as_usize();
-        if self.demand.len() <= index {
-            self.demand.resize(index + 1, ClassBytes::default());
-        }
-        self.demand[index][class as usize] += bytes as u64;
-    }
-
-    /// Closes a connection. What belongs to it ends at once.
-    pub(super) fn close(&mut self, key: ConnKey, code: CloseCode, reason: &str, now: Instant) {
-        if let Some(conn) = self.conn_mut(key) {
-            let reason = Bytes::copy_from_slice(reason.as_bytes());
-            conn.quic.close(now, VarInt::from_u32(code as u32), reason);
-            self.mark(key);
-            self.connection_over(key, now);
-        }
-    }
-
-    /// A connection carries nothing any more: its session or link ends. A link's queue goes another
-    /// way, a session's is dropped.
-    pub(super) fn connection_over(&mut self, key: ConnKey, now: Instant) {
-        let metrics = self.metrics.clone();
-        let Some(conn) = self.conn_mut(key) else {
-            return;
-        };
-        if std::mem::replace(&mut conn.over, true) {
-            return;
-        }
-        conn.alive = false;
-        let waiting: Vec<Queued> = conn.queue.drain().collect();
-        let (slot, peer) = match &conn.role {
-            Role::Session(session) => (Some(session.slot), None),
-            Role::Link(link) => (None, link.peer),
-        };
-        self.handshake_over(key);
-        if let Some(slot) = slot {
-            self.session_over(slot, now);
-        }
-        if let Some(peer) = peer {
-            self.link_over(key, peer, now);
-        }
-        if slot.is_none() && !self.stopping {
-            self.forward_again(waiting, now);
-        } else {
-            for _ in waiting {
-                metrics.count_drop(DropReason::ConnectionClosed);
-            }
-        }
-    }
-
-    /// A handshake has ended, well or not.
-    fn handshake_over(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn_mut(key)
-            && std::mem::replace(&mut conn.handshaking, false)
-        {
-            self.endpoints(key.port).handshakes -= 1;
-        }
-    }
-
     pub(super) fn count_bad_header(&self, error: HeaderError) {
         self.metrics.count_drop(match error {
             HeaderError::Version(_) => DropReason::Version,
@@ -791,41 +627,8 @@ impl Shard {
         });
     }
 
-    /// Marks a connection as having something to do.
-    pub(super) fn mark(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn_mut(key)
-            && !std::mem::replace(&mut conn.dirty, true)
-        {
-            self.dirty.push_back(key);
-        }
-    }
-
     /// Microseconds of this relay's own clock, as probes carry them.
     pub(super) fn micros(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.epoch).as_micros() as u64
-    }
-
-    fn endpoints(&mut self, port: Port) -> &mut Endpoints {
-        match port {
-            Port::Client => &mut self.clients,
-            Port::Link(nth) => &mut self.links[usize::from(nth)],
-        }
-    }
-
-    fn conn(&self, key: ConnKey) -> Option<&Conn> {
-        let endpoints = match key.port {
-            Port::Client => &self.clients,
-            Port::Link(nth) => &self.links[usize::from(nth)],
-        };
-        (endpoints.serials.get(key.handle) == Some(&key.serial))
-            .then(|| endpoints.conns[key.handle].as_ref())
-            .flatten()
-    }
-
-    fn conn_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        let endpoints = self.endpoints(key.port);
-        (endpoints.serials.get(key.handle) == Some(&key.serial))
-            .then(|| endpoints.conns[key.handle].as_mut())
-            .flatten()
     }
 }

@@ -10,7 +10,6 @@ use quinn_proto::ConnectionStats;
 use rand::RngExt;
 use tradewind_proto::{
     CloseCode, DropReason, PlanId, RelayIndex,
-    control::PlanPart,
     packet::{Probe, ProbeState},
 };
 use tradewind_routing::{
@@ -155,42 +154,6 @@ impl Probing {
     }
 }
 
-/// What the stamped plan says of our links: how many destinations lie behind each next hop, and
-/// which links would be deflected to from which.
-#[derive(Debug, Default)]
-pub(super) struct PlanUse {
-    destinations: BTreeMap<RelayIndex, usize>,
-    /// By (next hop, its first backup).
-    backups: BTreeMap<(RelayIndex, RelayIndex), usize>,
-}
-
-impl PlanUse {
-    pub(super) fn of(part: &PlanPart) -> Self {
-        let index = |relay: u32| u16::try_from(relay).map_or(RelayIndex::NONE, RelayIndex);
-        let mut plan = Self::default();
-        for table in &part.profiles {
-            let mut next_hops = BTreeMap::new();
-            for (nth, tree) in table.trees.iter().enumerate() {
-                for (info, &next) in part.relays.iter().zip(&tree.next_hop) {
-                    *plan.destinations.entry(index(next)).or_default() += 1;
-                    if nth == 0 {
-                        next_hops.insert(info.index, index(next));
-                    }
-                }
-            }
-            for backup in &table.backups {
-                let next = next_hops.get(&backup.destination);
-                let first = backup.relays.iter().map(|&relay| index(relay));
-                let other = first.into_iter().find(|relay| next != Some(relay));
-                if let (Some(&next), Some(other)) = (next, other) {
-                    *plan.backups.entry((next, other)).or_default() += 1;
-                }
-            }
-        }
-        plan
-    }
-}
-
 impl Shard {
     /// The link of a connection has been greeted: it is measured from now on.
     pub(super) fn begin_probing(&mut self, key: ConnKey, now: Instant) {
@@ -218,9 +181,9 @@ impl Shard {
             wishes.push(wish);
         }
         for (&(index, _), wish) in keys.iter().zip(&mut wishes) {
-            wish.destinations = self.plan_use.destinations.get(&index).copied().unwrap_or(0);
+            wish.destinations = self.plan_use.destinations(index);
         }
-        for (&(next, backup), &count) in &self.plan_use.backups {
+        for ((next, backup), count) in self.plan_use.backups() {
             // Over whichever uplink.
             let first = keys.partition_point(|&(index, _)| index < backup);
             let of_backup = keys[first..].iter().zip(&mut wishes[first..]);

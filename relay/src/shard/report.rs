@@ -1,16 +1,21 @@
-//! What the control task is told of the links.
+//! What the control task is told: of the links, of what clients send, and of the plans that
+//! neighbours stamp.
 
 use std::time::{Duration, Instant};
 
-use tradewind_proto::control;
+use tradewind_proto::{Class, PlanId, RelayIndex, control};
 use tradewind_routing::{LinkState, LossCount};
 
-use super::{News, Shard, TimerKey, connection::Role};
+use super::{ClassBytes, News, Shard, TimerKey, connection::Role};
 
 /// How often links are reported in any case.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
 /// What changes together is reported together.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// How long what a neighbour's last probe has said of the plans that it stamps is believed: by then
+/// what it has stamped has arrived.
+const STAMPED_FOR: Duration = Duration::from_secs(60);
 
 impl Shard {
     /// Something has changed that the controller should know: reports it at once, unless the last
@@ -130,5 +135,34 @@ impl Shard {
             });
         }
         states
+    }
+
+    /// Notes what a neighbour's probe says: the oldest plan that it stamps.
+    pub(super) fn note_stamped(&mut self, peer: RelayIndex, oldest: PlanId, now: Instant) {
+        if oldest == PlanId::NONE {
+            self.stamped.remove(&peer);
+        } else {
+            self.stamped.insert(peer, (oldest, now));
+        }
+    }
+
+    pub(super) fn oldest_stamped_elsewhere(&mut self, now: Instant) -> PlanId {
+        self.stamped
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < STAMPED_FOR);
+        let plans = self.stamped.values().map(|&(plan, _)| plan);
+        plans.min().unwrap_or(PlanId::NONE)
+    }
+
+    /// Counts what own sessions send to clients of other relays.
+    pub(super) fn count_demand(&mut self, destination: RelayIndex, class: Class, bytes: usize) {
+        // Indices beyond the list of relays are none of a relay.
+        if destination == self.tables.me || !self.tables.members.contains_key(&destination) {
+            return;
+        }
+        let index = destination.as_usize();
+        if self.demand.len() <= index {
+            self.demand.resize(index + 1, ClassBytes::default());
+        }
+        self.demand[index][class as usize] += bytes as u64;
     }
 }

@@ -382,46 +382,29 @@ impl FakeController {
         self.host.kill();
     }
 
+    /// Gives each relay its part of a plan of one tree, and orders all to stamp it.
     pub fn plan(&self, number: u32, next_hops: &[&[u32]], backups: &[(u32, &[u32])]) {
-        let state = self.state.lock().unwrap();
-        let plan = Some(PlanName { epoch: 1, number });
-        let mut relays: Vec<RelayInfo> = state
-            .registered
-            .values()
-            .map(|(info, ..)| info.clone())
-            .collect();
-        relays.sort_by_key(|info| info.index);
-        for (info, _, send) in state.registered.values() {
-            let part = PlanPart {
-                plan,
-                relays: relays.clone(),
-                profiles: vec![ProfileTable {
-                    profile: 0,
-                    trees: vec![TreeTable {
-                        next_hop: next_hops[info.index as usize].to_vec(),
-                        ..TreeTable::default()
-                    }],
-                    backups: backups
-                        .iter()
-                        .map(|(destination, relays)| Backup {
-                            destination: *destination,
-                            relays: relays.to_vec(),
-                            ..Default::default()
-                        })
-                        .collect(),
-                    ..Default::default()
+        self.distribute(number, &[], |relay| {
+            vec![ProfileTable {
+                trees: vec![TreeTable {
+                    next_hop: next_hops[relay].to_vec(),
+                    ..TreeTable::default()
                 }],
+                backups: backups
+                    .iter()
+                    .map(|(destination, relays)| Backup {
+                        destination: *destination,
+                        relays: relays.to_vec(),
+                        ..Default::default()
+                    })
+                    .collect(),
                 ..Default::default()
-            };
-            tell(send, controller_to_relay::Body::PlanPart(part));
-            tell(
-                send,
-                controller_to_relay::Body::Activate(Activate {
-                    plan,
-                    ..Default::default()
-                }),
-            );
-        }
+            }]
+        });
+        self.activate(&Activate {
+            plan: Some(PlanName { epoch: 1, number }),
+            ..Default::default()
+        });
     }
 }
 

@@ -1,6 +1,8 @@
 //! The rule by which a relay decides where a packet goes next, as one pure function: the relay's
 //! forwarder calls it, and the proofs of this crate simulate it hop by hop.
 
+use std::cmp::Ordering;
+
 /// How often a packet may leave its way, see [`next_hop`].
 pub const MAX_DEFLECTIONS: u8 = 2;
 
@@ -16,6 +18,20 @@ pub enum LinkHealth {
     },
     /// It does not work, or is not there.
     Down,
+}
+
+impl LinkHealth {
+    /// Orders by preference: the better one is less.
+    #[must_use]
+    pub fn compare(&self, other: &Self) -> Ordering {
+        let rank = |health: &Self| match *health {
+            Self::Up => (0, 0.0),
+            Self::Degraded { extra } => (1, extra),
+            Self::Down => (2, 0.0),
+        };
+        let ((kind, extra), (other_kind, other_extra)) = (rank(self), rank(other));
+        kind.cmp(&other_kind).then(extra.total_cmp(&other_extra))
+    }
 }
 
 /// A packet at a relay, and what the relay's plan says.
@@ -214,6 +230,12 @@ mod tests {
             _ => Down,
         };
         assert_eq!(decide(0, health, &[]), to(3, true));
+    }
+
+    #[test]
+    fn links_are_preferred_in_the_order_of_their_health() {
+        let in_order = [Up, Degraded { extra: 5.0 }, Degraded { extra: 9.0 }, Down];
+        assert!(in_order.is_sorted_by(|a, b| a.compare(b) == Ordering::Less));
     }
 
     #[test]
