@@ -18,6 +18,8 @@ use tradewind_routing::{
 };
 
 const SECOND_US: u64 = 1_000_000;
+/// The share of probes lost by accident on links that work.
+const LOSS: f64 = 1.0 / 2_000.0;
 /// A way counts as off the best one when it costs this many times as much, or more.
 const OFF: f64 = 1.05;
 /// What is not counted at the beginning: the first plan is made on links that have just come up.
@@ -353,10 +355,12 @@ impl World {
         })
     }
 
-    /// How long one probe takes, microseconds: most wait a little, some long. None is lost on a
-    /// link that works: a window of ten probes cannot tell an accident from one percent of loss.
+    /// How long one probe takes, microseconds: most wait a little, some long, and a few are lost.
     fn probe_us(&mut self, from: usize, to: usize, second: u64) -> Option<u64> {
         let delay_ms = self.delay_ms(from, to, second)?;
+        if self.rng.random_bool(LOSS) {
+            return None;
+        }
         let uniform: f64 = self.rng.random_range(1e-9..1.0);
         let mean = 0.15 + 0.6 * self.busy(from, to, second);
         Some(((delay_ms - mean * uniform.ln()) * 1e3) as u64)

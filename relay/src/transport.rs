@@ -67,6 +67,10 @@ fn client_transport() -> TransportConfig {
 /// the links' own congestion control.
 #[must_use]
 pub fn link_transport(congestion: LinkCongestion) -> TransportConfig {
+    let mut link_acks = ack_frequency(LINK_ACK_DELAY);
+    // The first packet after a gap is acknowledged at once (RFC 9000, section 13.2.1): a brownout is
+    // seen by the losses it makes.
+    link_acks.reordering_threshold(VarInt::from_u32(1));
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
@@ -81,7 +85,7 @@ pub fn link_transport(congestion: LinkCongestion) -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(40_000))))
         .datagram_receive_buffer_size(Some(2 << 20))
         .datagram_send_buffer_size(DATAGRAM_BATCH)
-        .ack_frequency_config(Some(ack_frequency(LINK_ACK_DELAY)));
+        .ack_frequency_config(Some(link_acks));
     config
 }
 

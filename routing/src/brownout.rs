@@ -1,6 +1,6 @@
 //! Links that work, but far worse than is normal for them: noticed long before averages have moved, so
 //! that a relay can deflect as it does for a failure. Delay takes a fifth of a second and a trip; loss
-//! takes as many packets as make it certain (of 50 a second, a third lost: 350 ms mostly, 700 at worst).
+//! takes as many packets as make it certain: three losses among twenty packets.
 //!
 //! Of each direction two things are watched, each where it is seen first:
 //! - **Delay** at the receiver: two probes in a row are late, by much more than the link varies,
@@ -8,11 +8,13 @@
 //! - **Loss** at the sender, from QUIC's loss detection (RFC 9002), which sees every packet: within a
 //!   short window more are lost than chance can explain, given what the link usually loses.
 //!
-//! One packet late, or two lost, is chance. Evidence from a time in which this process was stalled is
+//! One packet late, or two lost, is chance. A degraded link has recovered when enough packets in a
+//! row have come well over it, probes included, however few others it carries by then. Evidence from a time in which this process was stalled is
 //! thrown away ([`Brownout::distrust`]): then everything looks late, and the links are not to blame.
 
-use std::collections::VecDeque;
+mod loss;
 
+use self::loss::LossWatch;
 use crate::window::WindowedMin;
 
 /// Probes in a row that must be late.
@@ -27,24 +29,9 @@ const MOST_EXCESS_US: i64 = 1_000_000;
 const NORMAL_US: u64 = 10_000_000;
 /// Before so many probes nothing is normal.
 const LEAST_SAMPLES: u32 = 8;
-/// How long all must be well again: shorter spells alternate.
-const DELAY_RECOVERY_US: u64 = 1_000_000;
-const LOSS_RECOVERY_US: u64 = 2_000_000;
-/// Loss is looked at over each of these.
-const LOSS_WINDOWS_US: [u64; 3] = [250_000, 500_000, 1_000_000];
-/// Of fewer packets within a window nothing is said: losses are found in bunches.
-const LEAST_SENT: u64 = 10;
-/// Less than this is no brownout, however certain.
-const LEAST_SHARE: f64 = 0.2;
-/// A degraded link with less than this has recovered.
-const RECOVERED_SHARE: f64 = 0.1;
-/// A link is taken to lose so much normally, at least.
-const NORMAL_LOSS: f64 = 0.01;
-/// The chance that what is seen is chance is at most e to the minus this (100,000 to 1), by
-/// Chernoff's bound on the tail of the binomial distribution, which is itself some times too high.
-const CERTAINTY: f64 = 11.5;
-/// Counts are kept so far apart.
-const COUNT_SPACING_US: u64 = 10_000;
+/// How long probes must be in time again, and how many of them: shorter spells alternate.
+const RECOVERY_US: u64 = 1_000_000;
+const RECOVERY_PROBES: u32 = 8;
 /// Cost of one percent of loss, as routing has it ([`crate::CostWeights`]), microseconds.
 const LOSS_US_PER_PERCENT: f64 = 20_000.0;
 
@@ -88,6 +75,12 @@ impl Brownout {
         self.loss_out.push(now_us, sent, lost, rtt_us, trusted);
     }
 
+    /// Whether packets have been lost lately, and those that are sent anyway tell too slowly whether
+    /// that is a brownout: a few more should be sent now. True once for each time.
+    pub fn wants_proof(&mut self) -> bool {
+        self.loss_out.wants_proof()
+    }
+
     /// What is seen until `until_us` is not the links' fault: this process was stalled, or most of
     /// its links look slow at once. What has been held against the link for delay is forgiven.
     pub fn distrust(&mut self, until_us: u64) {
@@ -96,7 +89,13 @@ impl Brownout {
         self.delay_out.forgive();
     }
 
-    /// Forgets everything: the link has been down, or the clocks have jumped.
+    /// The link is not up. What was lost then is no brownout; but what delay was normal before still
+    /// is: a delay that grows by more than the detection time looks like a short outage.
+    pub fn interrupt(&mut self) {
+        self.loss_out = LossWatch::default();
+    }
+
+    /// Forgets everything: the peer has restarted, and its clock with it.
     pub fn reset(&mut self) {
         *self = Self {
             distrusted_until: self.distrusted_until,
@@ -106,27 +105,27 @@ impl Brownout {
 
     /// Whether what comes is late, as seen here: for the peer to know.
     #[must_use]
-    pub fn sees_in(&self, now_us: u64) -> bool {
-        self.delay_in.is_degraded(now_us)
+    pub fn sees_in(&self) -> bool {
+        self.delay_in.is_degraded()
     }
 
     /// Whether what goes out is lost, as seen here: for the peer to know.
     #[must_use]
-    pub fn sees_out(&self, now_us: u64) -> bool {
-        self.loss_out.is_degraded(now_us)
+    pub fn sees_out(&self) -> bool {
+        self.loss_out.is_degraded()
     }
 
     /// Whether the direction from the peer is degraded, as seen by either end.
     #[must_use]
-    pub fn degraded_in(&self, now_us: u64) -> bool {
-        self.sees_in(now_us) || self.peer_out
+    pub fn degraded_in(&self) -> bool {
+        self.sees_in() || self.peer_out
     }
 
     /// Whether the direction to the peer is degraded, as seen by either end, and by how much:
     /// microseconds-equivalent.
     #[must_use]
-    pub fn degraded_out(&self, now_us: u64) -> Option<u32> {
-        let loss = self.loss_out.is_degraded(now_us);
+    pub fn degraded_out(&self) -> Option<u32> {
+        let loss = self.loss_out.is_degraded();
         if !loss && !self.peer_in {
             return None;
         }
@@ -145,10 +144,8 @@ impl Brownout {
 
     /// The share lost on the way out lately, while that is degraded.
     #[must_use]
-    pub fn share_out(&self, now_us: u64) -> Option<f64> {
-        self.loss_out
-            .is_degraded(now_us)
-            .then_some(self.loss_out.share)
+    pub fn share_out(&self) -> Option<f64> {
+        self.loss_out.is_degraded().then_some(self.loss_out.share)
     }
 
     /// When the way in, or the way out, began to be late, if it is: what was measured before says
@@ -167,8 +164,11 @@ struct DelayWatch {
     last: Option<i64>,
     late: u32,
     late_since: Option<u64>,
-    /// When the last late one came, once there have been enough of them.
-    degraded_at: Option<u64>,
+    /// There have been enough late ones, …
+    degraded: bool,
+    /// … and since then so many in time, since when.
+    well: u32,
+    well_since: u64,
     excess_us: i64,
 }
 
@@ -187,9 +187,8 @@ impl DelayWatch {
                 self.late += 1;
                 self.late_since.get_or_insert(now);
                 self.excess_us = excess;
-                if self.late >= LATE_IN_A_ROW || self.degraded_at.is_some() {
-                    self.degraded_at = Some(now);
-                }
+                self.well = 0;
+                self.degraded |= self.late >= LATE_IN_A_ROW;
             } else {
                 self.on_time(now, raw);
             }
@@ -214,131 +213,27 @@ impl DelayWatch {
             self.deviation += (apart - self.deviation) / 16.0;
         }
         self.late = 0;
-        if !self.is_degraded(now) {
-            self.late_since = None;
-            self.degraded_at = None;
-            self.excess_us = 0;
+        if self.well == 0 {
+            self.well_since = now;
+        }
+        self.well += 1;
+        let well = self.well >= RECOVERY_PROBES && now >= self.well_since + RECOVERY_US;
+        if !self.degraded || well {
+            self.forgive();
         }
     }
 
-    fn is_degraded(&self, now: u64) -> bool {
-        self.degraded_at
-            .is_some_and(|at| now < at + DELAY_RECOVERY_US)
+    fn is_degraded(&self) -> bool {
+        self.degraded
     }
 
     fn forgive(&mut self) {
         self.late = 0;
         self.late_since = None;
-        self.degraded_at = None;
+        self.degraded = false;
+        self.well = 0;
         self.excess_us = 0;
     }
-}
-
-#[derive(Debug, Clone, Default)]
-struct LossWatch {
-    /// When, sent, lost.
-    counts: VecDeque<(u64, u64, u64)>,
-    usual: f64,
-    usual_at: u64,
-    degraded_at: Option<u64>,
-    share: f64,
-}
-
-impl LossWatch {
-    fn push(&mut self, now: u64, sent: u64, lost: u64, rtt_us: u64, trusted: bool) {
-        let last = self.counts.back().copied();
-        if last.is_some_and(|(_, last_sent, last_lost)| sent < last_sent || lost < last_lost) {
-            *self = Self::default(); // another connection
-        }
-        let worse = last.is_some_and(|(.., last)| lost > last);
-        if !worse && last.is_some_and(|(at, ..)| now < at + COUNT_SPACING_US) {
-            return;
-        }
-        self.counts.push_back((now, sent, lost));
-        let longest = LOSS_WINDOWS_US[2] + rtt_us.min(2_000_000) + 100_000;
-        while self
-            .counts
-            .front()
-            .is_some_and(|&(at, ..)| at + longest < now)
-        {
-            self.counts.pop_front();
-        }
-        if !trusted {
-            return;
-        }
-        if worse {
-            self.judge(now, rtt_us);
-        }
-        if now >= self.usual_at + LOSS_WINDOWS_US[2] {
-            self.usual_at = now;
-            let (sent, lost) = self.within(now, LOSS_WINDOWS_US[2], rtt_us);
-            if sent > 0 && !self.is_degraded(now) {
-                self.usual += (lost as f64 / sent as f64 - self.usual) / 10.0;
-            }
-        }
-    }
-
-    fn judge(&mut self, now: u64, rtt_us: u64) {
-        let usual = self.usual.max(NORMAL_LOSS);
-        for window in LOSS_WINDOWS_US {
-            let (sent, lost) = self.within(now, window, rtt_us);
-            let share = lost as f64 / sent.max(1) as f64;
-            if sent >= LEAST_SENT && share >= LEAST_SHARE && beyond_chance(sent, lost, usual) {
-                self.share = share.min(1.0);
-                self.degraded_at = Some(now);
-                return;
-            }
-        }
-        if self.is_degraded(now) {
-            let (sent, lost) = self.within(now, LOSS_WINDOWS_US[2], rtt_us);
-            let share = lost as f64 / sent.max(1) as f64;
-            if lost >= 2 && share >= RECOVERED_SHARE {
-                self.share = share.min(1.0);
-                self.degraded_at = Some(now);
-            }
-        }
-    }
-
-    /// Packets sent and lost within a window. What is declared lost now was sent a round trip ago,
-    /// when more may have been sent than now, or fewer.
-    fn within(&self, now: u64, window: u64, rtt_us: u64) -> (u64, u64) {
-        let at = |time: u64| {
-            let position = self.counts.partition_point(|&(at, ..)| at <= time);
-            self.counts
-                .get(position.saturating_sub(1))
-                .map_or((0, 0), |&(_, sent, lost)| (sent, lost))
-        };
-        let (sent, lost) = at(now);
-        let (sent_before, lost_before) = at(now.saturating_sub(window));
-        let then = at(now.saturating_sub(rtt_us)).0;
-        let then_before = at(now.saturating_sub(rtt_us + window)).0;
-        (
-            (sent - sent_before).max(then - then_before),
-            lost - lost_before,
-        )
-    }
-
-    fn is_degraded(&self, now: u64) -> bool {
-        self.degraded_at
-            .is_some_and(|at| now < at + LOSS_RECOVERY_US)
-    }
-}
-
-/// Whether `lost` of `sent` are more than chance explains when `usual` is the share that is lost.
-fn beyond_chance(sent: u64, lost: u64, usual: f64) -> bool {
-    let (n, share) = (sent as f64, (lost as f64 / sent.max(1) as f64).min(1.0));
-    if share <= usual || lost < 3 {
-        return false;
-    }
-    let kept = 1.0 - share;
-    // Kullback and Leibler's divergence between the two.
-    let apart = share * (share / usual).ln()
-        + if kept > 0.0 {
-            kept * (kept / (1.0 - usual)).ln()
-        } else {
-            0.0
-        };
-    n * apart >= CERTAINTY
 }
 
 #[cfg(test)]
@@ -364,7 +259,7 @@ mod tests {
                 raw += extra_us;
             }
             link.on_probe(now, raw, None, RTT_US, (false, false));
-            let degraded = link.degraded_in(now);
+            let degraded = link.degraded_in();
             if changes.last().is_some_and(|&(_, last)| last != degraded) {
                 changes.push((now, degraded));
             }
@@ -399,7 +294,7 @@ mod tests {
                 raw += 5_000_000_000; // the peer was suspended
             }
             link.on_probe(now, raw + spike, None, RTT_US, (false, false));
-            assert!(!link.degraded_in(now), "probe {n}");
+            assert!(!link.degraded_in(), "probe {n}");
         }
     }
 
@@ -414,7 +309,7 @@ mod tests {
             }
             let raw = if stalled { 200_000 } else { 0 };
             link.on_probe(now, raw, None, RTT_US, (false, false));
-            assert!(!link.degraded_in(now), "probe {n}");
+            assert!(!link.degraded_in(), "probe {n}");
         }
     }
 
@@ -426,58 +321,22 @@ mod tests {
             let out = if late { 190_000 } else { 40_000 };
             link.on_probe(n * 60_000, 0, Some(out), RTT_US, (n == 29, false));
             let expected = (n == 29).then_some(150_000);
-            assert_eq!(link.degraded_out(n * 60_000), expected);
+            assert_eq!(link.degraded_out(), expected);
         }
     }
-
-    /// Sixty packets a second, of which `share` are lost, which is seen a round trip later. Gives
-    /// for how long, from the first second of it on, the way out was degraded, and since when.
-    fn watch_loss(seconds: u64, usual: f64, share: f64, seed: u64) -> (Option<u64>, u32) {
-        let mut rng = Pcg64::seed_from_u64(seed);
+    #[test]
+    fn a_delay_that_looked_like_an_outage_at_first_is_a_brownout_when_the_link_is_up_again() {
         let mut link = Brownout::default();
-        let (mut lost, mut flying) = (0, VecDeque::new());
-        let (mut first, mut times, mut before) = (None, 0, false);
-        let begin = seconds * 60 / 2;
-        for n in 0..seconds * 60 {
-            let now = n * 16_667;
-            let p = if n >= begin { share } else { usual };
-            if rng.random_bool(p) {
-                flying.push_back(now + RTT_US);
+        for n in 0..200_u64 {
+            // Nothing comes for 300 ms, then all of it late.
+            let late = n >= 100;
+            let now = n * 60_000 + if late { 300_000 } else { 0 };
+            if (100..105).contains(&n) {
+                link.interrupt();
             }
-            while flying.front().is_some_and(|&at| at <= now) {
-                flying.pop_front();
-                lost += 1;
-            }
-            link.on_counts(now, n + 1, lost, RTT_US);
-            let degraded = link.degraded_out(now).is_some();
-            times += u32::from(degraded && !before);
-            before = degraded;
-            if degraded && n >= begin {
-                first.get_or_insert(now - begin * 16_667);
-            }
+            let raw = if late { 300_000 } else { 0 };
+            link.on_probe(now, raw, None, RTT_US, (false, false));
         }
-        (first, times)
-    }
-
-    #[test]
-    fn thirty_percent_of_loss_are_noticed_within_half_a_second_mostly() {
-        let mut delays: Vec<u64> = (0..200)
-            .map(|seed| watch_loss(20, 0.002, 0.3, seed).0.expect("noticed") / 1_000)
-            .collect();
-        delays.sort_unstable();
-        // A round trip of 80 ms is in it.
-        let (median, p95) = (delays[100], delays[190]);
-        assert!(
-            median <= 350 && p95 <= 650,
-            "median {median} ms, 95 % {p95} ms"
-        );
-    }
-
-    #[test]
-    fn what_the_link_always_loses_is_no_brownout() {
-        let false_alarms: u32 = (0..20)
-            .map(|seed| watch_loss(600, 0.03, 0.03, seed).1)
-            .sum();
-        assert!(false_alarms <= 2, "{false_alarms} in 200 minutes");
+        assert!(link.degraded_in());
     }
 }

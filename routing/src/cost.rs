@@ -228,11 +228,11 @@ pub fn link_cost(link: &LinkMetrics, weights: &CostWeights) -> CostTerms {
 }
 
 /// The share of loss that `lost` of `sent` packets prove: the lower end of Wilson's score interval
-/// (95 % one-sided). One lost probe of 50 is 2 % raw, and 0.5 % proven: a single accident must not
-/// move traffic.
+/// (95 % one-sided). A single lost packet proves nothing, of however few: it is an accident, and must
+/// not move traffic.
 #[must_use]
 pub fn confident_loss(lost: u64, sent: u64) -> f64 {
-    if sent == 0 || lost == 0 {
+    if sent == 0 || lost < 2 {
         return 0.0;
     }
     const Z: f64 = 1.645;
@@ -293,7 +293,8 @@ mod tests {
     fn one_accident_proves_little_loss_and_many_prove_it() {
         assert_eq!(confident_loss(0, 100), 0.0);
         assert_eq!(confident_loss(0, 0), 0.0);
-        assert!(confident_loss(1, 50) < 0.006);
+        assert_eq!(confident_loss(1, 10), 0.0);
+        assert!(confident_loss(2, 50) < 0.015);
         let proven = confident_loss(100, 1_000);
         assert!((0.08..0.1).contains(&proven), "{proven}");
         assert!(confident_loss(10, 10) > 0.7);

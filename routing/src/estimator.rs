@@ -27,6 +27,9 @@ pub enum LinkState {
     Down,
 }
 
+/// Loss is counted over so many probes at least: of fewer one lost by accident would be per cents.
+const LOSS_PROBES: u64 = 50;
+
 /// Windows and limits of a [`LinkEstimator`]. Every window holds at least some probes, however
 /// slowly a link is probed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -241,7 +244,7 @@ impl LinkEstimator {
         let now = self.live.now_us();
         let numbers = &mut self.numbers;
         let slowest = self.live.slowest_us();
-        let loss_window = micros(self.config.loss_window).max(20 * slowest);
+        let loss_window = micros(self.config.loss_window).max(LOSS_PROBES * slowest);
         push_count(&mut numbers.inbound, now, sample.inbound, loss_window);
         if let Some(counted) = sample.outbound {
             push_count(&mut numbers.outbound, now, counted, loss_window);

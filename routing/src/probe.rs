@@ -193,8 +193,8 @@ impl ProbeSession {
             in_use: self.in_use,
             // A link that warms up does so at the speed of its round trips.
             answer: matches!(state, LinkState::Unknown | LinkState::Warming),
-            degraded_in: self.brownout.sees_in(now_us),
-            degraded_out: self.brownout.sees_out(now_us),
+            degraded_in: self.brownout.sees_in(),
+            degraded_out: self.brownout.sees_out(),
         }
     }
 
@@ -260,9 +260,12 @@ impl ProbeSession {
             outbound: round.map(|round| round.outbound),
             peer_says,
         });
-        if self.estimator.state() != LinkState::Up {
+        if verdict == ProbeVerdict::PeerRestarted {
             self.brownout.reset();
-        } else if newest {
+        } else if self.estimator.state() != LinkState::Up {
+            self.brownout.interrupt();
+        }
+        if newest {
             self.brownout.on_probe(
                 now_us,
                 now_us.wrapping_sub(probe.sent_us) as i64,
@@ -272,8 +275,8 @@ impl ProbeSession {
             );
             let (since_in, since_out) = self.brownout.late_since();
             self.estimator.forget_before(
-                since_in.filter(|_| self.brownout.degraded_in(now_us)),
-                since_out.filter(|_| self.brownout.degraded_out(now_us).is_some()),
+                since_in.filter(|_| self.brownout.degraded_in()),
+                since_out.filter(|_| self.brownout.degraded_out().is_some()),
             );
         }
         verdict
@@ -289,6 +292,11 @@ impl ProbeSession {
     /// What is seen until `until_us` is not the link's fault.
     pub fn distrust(&mut self, until_us: u64) {
         self.brownout.distrust(until_us);
+    }
+
+    /// Whether a few more probes should be sent now, see [`Brownout::wants_proof`].
+    pub fn wants_proof(&mut self) -> bool {
+        self.brownout.wants_proof()
     }
 
     /// Whether the link works far worse than normal.

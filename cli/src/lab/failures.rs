@@ -353,7 +353,7 @@ impl FailuresReport {
         let all = &self.all;
         let _ = writeln!(
             text,
-            "\nbrownouts left after: median {} ms, 99 % {} ms, most {} ms; {} of {} flows later than 200 ms and the link's round trip",
+            "\nbrownouts left after: median {} ms, 99 % {} ms, most {} ms; {} of {} flows later than 200 ms (for loss: three packets lost, 99 times of 100) and the link's round trip",
             shown(all.brownout_reaction_ms_p50),
             shown(all.brownout_reaction_ms_p99),
             shown(all.brownout_reaction_ms_max),

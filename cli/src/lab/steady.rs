@@ -30,8 +30,16 @@ pub(super) const MOST_FLOWS: usize = 120;
 
 /// A dead link is found within this time …
 const DETECTION: Duration = Duration::from_millis(300);
-/// … and one that is far worse than normal within this.
+/// … and one that is far worse than normal within this, if the packets of this time can tell.
 const BROWNOUT_DETECTION: Duration = Duration::from_millis(200);
+/// Fewer packets lost are an accident.
+const LEAST_LOST: i32 = 3;
+/// So far apart are packets on a link that carries one flow: 50 of it a second, and 16 probes.
+const EVIDENCE_PACE: Duration = Duration::from_millis(15);
+/// The chance that those of the bound tell too little.
+const TELLS_TOO_LITTLE: f64 = 0.01;
+/// Until the first packet after a lost one is sent, and acknowledged.
+const ACKNOWLEDGED: Duration = Duration::from_millis(40);
 /// A flow of which nothing sent in the last so long arrives is silent.
 const SILENT: Duration = Duration::from_millis(500);
 
@@ -108,7 +116,7 @@ pub(super) struct FlowGap {
 pub(super) struct Reaction {
     /// From the beginning until the last packet was sent over it.
     pub(super) took: Duration,
-    /// Detection, and the link's round trip as it was then.
+    /// Detection, and the link's round trip as it was then: see [`evidence`] for loss.
     pub(super) bound: Duration,
 }
 
@@ -169,14 +177,17 @@ pub(super) fn judge(
         (FaultKind::Brownout(_, _, worse), Some(link))
             if avoidable(matrix, &before, link, worse) =>
         {
-            let added = match worse {
-                Worse::Delay(by) => by,
-                Worse::Loss(_) => Duration::ZERO,
+            let bound = match worse {
+                Worse::Delay(by) => BROWNOUT_DETECTION + link_rtt + 2 * by,
+                // QUIC waits for an eighth of a round trip whether a packet was only overtaken.
+                Worse::Loss(ppm) => {
+                    evidence(f64::from(ppm) / 1e6) + ACKNOWLEDGED + link_rtt + link_rtt / 8
+                }
             };
             let last = last_over(seen, link, at, until);
             Some(Reaction {
                 took: last.saturating_sub(at),
-                bound: BROWNOUT_DETECTION + link_rtt + 2 * added,
+                bound,
             })
         }
         _ => None,
@@ -246,6 +257,25 @@ fn last_over(seen: &Seen<'_>, link: (usize, usize), at: Duration, until: Duratio
         }
     }
     last
+}
+
+/// How long packets must be sent over a link that loses this share of them until so many are lost
+/// that it cannot be chance, 99 times of 100; not less than the time allowed for any detection.
+fn evidence(share: f64) -> Duration {
+    let kept = 1.0 - share;
+    // By the binomial distribution.
+    let tells_too_little = |n: i32| -> f64 {
+        let mut term = kept.powi(n);
+        let mut sum = 0.0;
+        for lost in 0..LEAST_LOST {
+            sum += term;
+            term *= f64::from(n - lost) / f64::from(lost + 1) * share / kept;
+        }
+        sum
+    };
+    let packets = (LEAST_LOST..1_000).find(|&n| tells_too_little(n) <= TELLS_TOO_LITTLE);
+    let time = EVIDENCE_PACE * packets.unwrap_or(1_000).unsigned_abs();
+    time.max(BROWNOUT_DETECTION)
 }
 
 /// Whether the relay before the link has a better way to the end of the path than over the link as
@@ -372,5 +402,17 @@ mod tests {
         assert_eq!(reaction.bound, MS(200 + 40 + 200));
         // 40 ms and 10 more are better than any other way.
         assert_eq!(judged(brownout(10), MS(0)).unwrap().reaction, None);
+    }
+    #[test]
+    fn loss_is_told_from_chance_by_as_many_packets_as_three_losses_take() {
+        // Of 25 packets with 30 % of loss fewer than three are lost in 0.9 % of all cases.
+        assert_eq!(evidence(0.3), MS(25 * 15));
+        assert_eq!(evidence(0.2), MS(39 * 15));
+        assert_eq!(evidence(0.9), MS(200));
+        let reaction = judged(FaultKind::Brownout(0, 1, Worse::Loss(300_000)), MS(0))
+            .unwrap()
+            .reaction
+            .unwrap();
+        assert_eq!(reaction.bound, MS(375 + 40 + 40 + 5));
     }
 }

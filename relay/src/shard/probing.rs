@@ -36,6 +36,11 @@ const LEAST_SPACING: Duration = Duration::from_millis(10);
 const URGENT_PROBES: u8 = 3;
 /// … so far apart.
 const URGENT_SPACING: Duration = Duration::from_millis(15);
+/// Probes that prove that a loss is a brownout, or an accident, where few packets go.
+const PROOF_PROBES: u8 = 8;
+/// The way out of a link that loses far more than usual is probed so often: whether it is well again
+/// must be seen on probes alone, for others take another way now.
+const RECOVERING: Duration = Duration::from_millis(30);
 /// From this interval on a probe asks for its answer at once: an echo that is held for seconds
 /// measures the drift of the clocks as well.
 const HELD_TOO_LONG: Duration = Duration::from_millis(500);
@@ -146,7 +151,8 @@ impl Probing {
         let estimate = self.session.estimate(now_us);
         let lossy = |loss: Option<LossCount>| loss.is_some_and(|loss| loss.share() >= LOSSY);
         LinkUse {
-            carries: self.carries(now),
+            // What a degraded link would carry goes elsewhere, and wants to come back.
+            carries: self.carries(now) || self.degraded.0 || self.degraded.1.is_some(),
             peer_uses: self.session.peer_uses_it(),
             lossy: lossy(estimate.loss_out) || lossy(estimate.loss_in),
             ..LinkUse::default()
@@ -268,7 +274,9 @@ impl Shard {
             probing.urgent -= 1;
             URGENT_SPACING
         } else {
-            interval.mul_f64(jitter)
+            let recovering = probing.session.brownout().sees_out();
+            let longest = if recovering { RECOVERING } else { interval };
+            interval.min(longest).mul_f64(jitter)
         };
         probing.next_at = Some(now + wait);
         let probe = wire(&fields, oldest_stamped);
@@ -344,8 +352,12 @@ impl Shard {
         link.probing.observe(&quic.stats(), now_us);
         let estimate = link.probing.session.estimate(now_us);
         let brownout = link.probing.session.brownout();
-        let degraded = (brownout.degraded_in(now_us), brownout.degraded_out(now_us));
-        let seen_here = brownout.sees_in(now_us);
+        let degraded = (brownout.degraded_in(), brownout.degraded_out());
+        let seen_here = brownout.sees_in();
+        let proof = link.probing.session.wants_proof() && estimate.state == LinkState::Up;
+        if proof {
+            link.probing.urgent = link.probing.urgent.max(PROOF_PROBES);
+        }
         let was = std::mem::replace(&mut link.probing.degraded, degraded);
         let stepped = estimate
             .rtt_min
@@ -363,6 +375,9 @@ impl Shard {
         if let Some(at) = rearm {
             link.probing.silence_at = Some(at);
             self.timers.push(at, TimerKey::Silence(key));
+        }
+        if proof {
+            self.probe_at(key, now + URGENT_SPACING);
         }
         let turned = (was.0, was.1.is_some()) != (degraded.0, degraded.1.is_some());
         let begins_here = seen_here && !was.0;
@@ -441,7 +456,7 @@ impl Shard {
                 && link.probing.interval <= FAST
             {
                 up += 1;
-                late += usize::from(link.probing.session.brownout().sees_in(now_us));
+                late += usize::from(link.probing.session.brownout().sees_in());
             }
         }
         if up < 3 || 2 * late <= up {

@@ -117,7 +117,7 @@ impl Shard {
                     .probing
                     .session
                     .brownout()
-                    .share_out(now_us)
+                    .share_out()
                     .map_or(0, |share| (share * 1e6) as u32)
                     .max(ppm(estimate.loss_out)),
                 raw_in_us: estimate.raw_in_us.unwrap_or_default(),
