@@ -46,7 +46,8 @@ pub trait Host: Debug + Send + Sync + 'static {
     fn seed(&self) -> [u8; 32];
 
     /// How long a write to this host's disk takes besides what it takes really: on emulated hosts
-    /// with a slow disk. Whoever writes waits for so long before.
+    /// with a slow disk. What is written is there after so long; whoever must not go on before that
+    /// waits.
     fn disk_wait(&self) -> Duration {
         Duration::ZERO
     }

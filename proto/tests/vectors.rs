@@ -102,6 +102,7 @@ fn probes_are_read_and_written_as_the_vectors_say() {
             answer: truth(&fields["answer"]),
             degraded_in: truth(&fields["degraded_in"]),
             degraded_out: truth(&fields["degraded_out"]),
+            settling: truth(&fields["settling"]),
         };
         assert_eq!(Probe::decode(&bytes), Ok(probe), "{}", vector["name"]);
         assert_eq!(probe.encode().as_slice(), &bytes[..], "{}", vector["name"]);

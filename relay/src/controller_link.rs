@@ -316,11 +316,7 @@ impl ControlTask {
         }
         self.publish(held).await;
         if let Some(store) = &mut self.store {
-            let wait = self.host.disk_wait();
-            if !wait.is_zero() {
-                self.host.sleep(wait).await;
-            }
-            store.save(&held.state);
+            store.save(&held.state, &self.host);
         }
         Ok(None)
     }

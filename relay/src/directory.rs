@@ -20,6 +20,9 @@ pub(crate) const ANSWER_LEASE: Duration = Duration::from_secs(2);
 /// How long a home says "ask again" instead of "nowhere" after the set of relays has changed: edges
 /// announce at once when they learn of it.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(2);
+/// The same after its start, when it knows nothing: by then every edge has renewed what it announced,
+/// and had time to try again.
+pub(crate) const COLD_START: Duration = Duration::from_secs(5);
 /// Sessions of one user that a home remembers.
 const MAX_SESSIONS: usize = 16;
 /// Users a home remembers; beyond it new ones are not taken.

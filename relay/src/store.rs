@@ -11,6 +11,7 @@ use std::{
 
 use prometheus::IntCounter;
 use prost::Message as _;
+use tradewind_host::Host;
 use tradewind_proto::control::HeldState;
 
 /// How long a relay that ends waits for the disk.
@@ -25,6 +26,8 @@ pub(crate) struct Store {
     failures: IntCounter,
     shared: Arc<Shared>,
     begun: bool,
+    /// States to keep so far.
+    count: u64,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +40,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Slot {
     waiting: Option<Vec<u8>>,
+    /// Which of the states to keep that is, or was.
+    newest: u64,
     writing: bool,
     ended: bool,
 }
@@ -48,6 +53,7 @@ impl Store {
             failures,
             shared: Arc::default(),
             begun: false,
+            count: 0,
         }
     }
 
@@ -76,18 +82,25 @@ impl Store {
 
     /// Keeps `state`, whole or not at all, some time soon. What fails is reported and counted, and
     /// costs nothing but the next restart without a controller.
-    pub(crate) fn save(&mut self, state: &HeldState) {
+    pub(crate) fn save(&mut self, state: &HeldState, host: &Arc<dyn Host>) {
         let path = self.path.clone();
-        self.save_by(state, move |bytes| write_whole(&path, bytes));
+        self.begin(move |bytes| write_whole(&path, bytes));
+        self.count += 1;
+        let (number, bytes) = (self.count, state.encode_to_vec());
+        let wait = host.disk_wait();
+        if wait.is_zero() {
+            self.shared.put(number, bytes);
+            return;
+        }
+        let (shared, disk) = (self.shared.clone(), host.clone());
+        host.spawn(async move {
+            disk.sleep(wait).await;
+            shared.put(number, bytes);
+        });
     }
 
-    fn save_by(
-        &mut self,
-        state: &HeldState,
-        write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static,
-    ) {
-        self.shared.slot().waiting = Some(state.encode_to_vec());
-        self.shared.changed.notify_all();
+    /// Starts the thread, once.
+    fn begin(&mut self, write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static) {
         if self.begun {
             return;
         }
@@ -132,6 +145,16 @@ impl Shared {
     fn slot(&self) -> MutexGuard<'_, Slot> {
         // Whoever panicked left a slot that can be read.
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a state written, unless a newer one has been.
+    fn put(&self, number: u64, bytes: Vec<u8>) {
+        let mut slot = self.slot();
+        if number > slot.newest {
+            slot.newest = number;
+            slot.waiting = Some(bytes);
+            self.changed.notify_all();
+        }
     }
 
     /// What is to be written next; `None` when the relay has ended.
@@ -193,6 +216,11 @@ mod tests {
         IntCounter::new("failures", "Writes that failed.").expect("a counter")
     }
 
+    fn put(store: &mut Store, state: &HeldState) {
+        store.count += 1;
+        store.shared.put(store.count, state.encode_to_vec());
+    }
+
     fn state(index: u32) -> HeldState {
         HeldState {
             index,
@@ -207,7 +235,9 @@ mod tests {
         let path = directory.path().join("state/plan.bin");
         let mut store = Store::new(path.clone(), failures());
         assert!(store.load().is_none());
-        store.save(&state(7));
+        let file = path.clone();
+        store.begin(move |bytes| write_whole(&file, bytes));
+        put(&mut store, &state(7));
         drop(store);
         let store = Store::new(path.clone(), failures());
         assert_eq!(store.load(), Some(state(7)));
@@ -226,12 +256,15 @@ mod tests {
             let _ = gate.recv();
             Ok(())
         };
-        store.save_by(&state(1), write);
+        store.begin(write);
+        put(&mut store, &state(1));
         assert_eq!(written.recv(), Ok(1));
         for index in 2..=5 {
             // Returns at once: nobody has let the disk go.
-            store.save_by(&state(index), |_| Ok(()));
+            put(&mut store, &state(index));
         }
+        // What the disk took longer for than for what came after it is old by now.
+        store.shared.put(1, state(1).encode_to_vec());
         drop(go_on);
         drop(store);
         assert_eq!(written.iter().collect::<Vec<_>>(), [5]);
@@ -242,7 +275,8 @@ mod tests {
         let counted = failures();
         let mut store = Store::new("unused".into(), counted.clone());
         let full = |_: &[u8]| Err(io::Error::from(io::ErrorKind::StorageFull));
-        store.save_by(&state(1), full);
+        store.begin(full);
+        put(&mut store, &state(1));
         drop(store);
         assert_eq!(counted.get(), 1);
     }

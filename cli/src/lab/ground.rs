@@ -69,7 +69,10 @@ impl Ground {
             if let Some(what) = what {
                 now.apply(matrix, what);
             }
-            moments.push(now.clone());
+            // What leaves links and relays as they are is no moment.
+            if moments.last().is_none_or(|last| !last.is_like(&now)) {
+                moments.push(now.clone());
+            }
         }
         Self { moments }
     }
@@ -128,6 +131,13 @@ impl Moment {
             FaultKind::Stall(relay, _) => self.stalled[relay] = true,
             _ => {}
         }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.open == other.open
+            && self.degraded == other.degraded
+            && self.dead == other.dead
+            && self.stalled == other.stalled
     }
 
     /// Whether this relay forwards what comes to it.
@@ -206,5 +216,8 @@ mod tests {
         assert!(!connected(5, 5) && connected(6, 7));
         assert!(!connected(7, 8) && connected(9, 100));
         assert_eq!(ground.last_change(S(7)), S(6));
+        // What does not touch links and relays changes nothing.
+        let noise = at(5, FaultKind::SlowDisk(0, S(1)));
+        assert_eq!(Ground::new(&square(), &[noise]).last_change(S(7)), S(0));
     }
 }

@@ -7,7 +7,7 @@
 //! - no destination's tree changes more than once a minute between the same two choices, unless
 //!   what it leaves has failed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use serde::Serialize;
 use tradewind_proto::PlanId;
@@ -35,6 +35,9 @@ const BY_CHANCE: Duration = Duration::from_secs(1);
 const CALM: Duration = Duration::from_secs(60);
 /// Who leaves a tree all of whose links have worked for so long leaves it by choice.
 const WORKED: Duration = Duration::from_secs(2);
+
+/// What is told of the time before something that must not be.
+const LATELY: Duration = Duration::from_secs(2);
 
 /// Something that must not be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -145,29 +148,46 @@ fn reachable(facts: &Facts<'_>, found: &mut Vec<Violation>) {
             let trail = facts.watched.trails.trail(&(STEADY, from, to, number))?;
             Some(trail.path())
         };
-        if let Some((at, silent, bound)) = too_silent(facts, &log, (from, to), &path) {
+        if let Some(silence) = too_silent(facts, &log, (from, to), &path) {
+            let Silence {
+                from: at,
+                lasted,
+                bound,
+                ..
+            } = silence;
             found.push(Violation {
                 invariant: "nobody is unreachable for longer than failover takes",
                 what: format!(
-                    "{} to {}: nothing arrived for {silent:?} from {at:?} on ({}) though there was a way all the time; at most {bound:?}",
+                    "{} to {}: nothing arrived for {lasted:?} from {at:?} on ({}) though there was a way all the time; at most {bound:?}; the packets sent meanwhile were last seen at {}",
                     names[from],
                     names[to],
-                    happened(facts, at)
+                    happened(facts, at),
+                    last_seen(facts, &silence.lost, &path),
                 ),
             });
         }
     }
 }
 
-/// The longest part of a silence in which nothing changed and there was a way, if it is too long:
-/// when it began, how long it was, how long it may have been.
+/// Part of the time in which nothing of a flow arrived.
+struct Silence {
+    /// Since measuring began: when the part begins.
+    from: Duration,
+    lasted: Duration,
+    /// How long it may have been.
+    bound: Duration,
+    /// Numbers of the packets between the one before and the one after it.
+    lost: Range<u32>,
+}
+
+/// The longest part of a silence in which nothing changed and there was a way, if it is too long.
 fn too_silent(
     facts: &Facts<'_>,
     log: &Log,
     places: (usize, usize),
     path: &dyn Fn(u32) -> Option<Vec<usize>>,
-) -> Option<(Duration, Duration, Duration)> {
-    let mut worst = None;
+) -> Option<Silence> {
+    let mut worst: Option<Silence> = None;
     let last_sent = log.sent.last()?.saturating_sub(facts.origin);
     let mut arrivals: Vec<(Duration, Option<u32>)> = log
         .arrived
@@ -213,8 +233,15 @@ fn too_silent(
                             now.is_connected(edge_in, edge_out)
                         })
             };
-            if silent > bound && worst.is_none_or(|(_, longest, _)| silent > longest) && way() {
-                worst = Some((from, silent, bound));
+            let longest = worst.as_ref().map_or(Duration::ZERO, |worst| worst.lasted);
+            if silent > bound && silent > longest && way() {
+                let end = next.unwrap_or(log.sent.len() as u32);
+                worst = Some(Silence {
+                    from,
+                    lasted: silent,
+                    bound,
+                    lost: number.map_or(0, |last| last + 1)..end,
+                });
             }
             to = from;
         }
@@ -222,14 +249,45 @@ fn too_silent(
     worst
 }
 
-/// What happened then, in words.
+/// Where these packets got to, in words.
+fn last_seen(
+    facts: &Facts<'_>,
+    lost: &Range<u32>,
+    path: &dyn Fn(u32) -> Option<Vec<usize>>,
+) -> String {
+    let names = facts.scenario.matrix.names();
+    let mut places: BTreeMap<String, u32> = BTreeMap::new();
+    for number in lost.clone() {
+        let way = path(number).unwrap_or_default();
+        let way: Vec<&str> = way.iter().map(|&place| names[place].as_str()).collect();
+        let way = if way.is_empty() {
+            "no relay".to_owned()
+        } else {
+            way.join(" - ")
+        };
+        *places.entry(way).or_default() += 1;
+    }
+    let words: Vec<String> = places
+        .iter()
+        .map(|(place, count)| format!("{place} ({count})"))
+        .collect();
+    words.join(", ")
+}
+
+/// What had been done to the network shortly before, in words.
 fn happened(facts: &Facts<'_>, at: Duration) -> String {
-    let then = facts.applied.iter().filter(|applied| applied.at == at);
-    let words: Vec<String> = then
-        .map(|applied| applied.what.describe(&facts.scenario.matrix))
+    let lately = facts
+        .applied
+        .iter()
+        .filter(|applied| applied.at <= at && applied.at + LATELY >= at);
+    let words: Vec<String> = lately
+        .map(|applied| {
+            let what = applied.what.describe(&facts.scenario.matrix);
+            format!("at {:.3} s: {what}", applied.at.as_secs_f64())
+        })
         .collect();
     if words.is_empty() {
-        return "nothing changed then".to_owned();
+        return format!("nothing had been done for {LATELY:?}");
     }
     words.join(", ")
 }
@@ -377,7 +435,7 @@ mod tests {
         let world = world(applied);
         let facts = facts(&world, applied, &[]);
         too_silent(&facts, &silent_until(back), (0, 1), &|_| Some(vec![0, 1]))
-            .map(|(_, silent, _)| silent)
+            .map(|silence| silence.lasted)
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct Probe {
     pub degraded_in: bool,
     /// The same of what goes to the peer, as the sender of this probe has seen it by itself.
     pub degraded_out: bool,
+    /// The sender's other links are only coming up: what is for other relays had better not go over
+    /// it for now (as the overload bit of IS-IS asks for at a start, RFC 3277).
+    pub settling: bool,
 }
 
 /// What the sender of a probe thinks of the link.
@@ -78,6 +81,7 @@ const IN_USE: u8 = 1;
 const ANSWER: u8 = 1 << 1;
 const DEGRADED_IN: u8 = 1 << 2;
 const DEGRADED_OUT: u8 = 1 << 3;
+const SETTLING: u8 = 1 << 4;
 
 impl Probe {
     /// Length, in bytes.
@@ -111,6 +115,7 @@ impl Probe {
             answer: bytes[55] & ANSWER != 0,
             degraded_in: bytes[55] & DEGRADED_IN != 0,
             degraded_out: bytes[55] & DEGRADED_OUT != 0,
+            settling: bytes[55] & SETTLING != 0,
         })
     }
 
@@ -135,6 +140,7 @@ impl Probe {
             (self.answer, ANSWER),
             (self.degraded_in, DEGRADED_IN),
             (self.degraded_out, DEGRADED_OUT),
+            (self.settling, SETTLING),
         ] {
             out[55] |= if said { bit } else { 0 };
         }

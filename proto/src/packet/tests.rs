@@ -102,7 +102,7 @@ proptest! {
         (echo_discriminator, echo_sequence) in any::<(u32, u32)>(),
         (sent_us, echo_sent_us, echo_received_us) in any::<(u64, u64, u64)>(),
         (epoch, number) in any::<(u16, u32)>(),
-        (state, said) in (0..5_usize, any::<[bool; 4]>()),
+        (state, said) in (0..5_usize, any::<[bool; 5]>()),
     ) {
         let states = [
             ProbeState::NotSaid,
@@ -127,6 +127,7 @@ proptest! {
             answer: said[1],
             degraded_in: said[2],
             degraded_out: said[3],
+            settling: said[4],
         };
         prop_assert_eq!(Probe::decode(&probe.encode()), Ok(probe));
     }

@@ -20,6 +20,10 @@ use crate::{
     watch::Passage,
 };
 
+/// What it costs more to go through a relay whose links are only coming up than through others,
+/// microseconds-equivalent: dearer than all ways around.
+const SETTLING_US: f64 = 1e6;
+
 impl Shard {
     /// Sends a packet that has come, or was made here, on its way.
     pub(super) fn forward(&mut self, packet: Packet, now: Instant) {
@@ -35,7 +39,17 @@ impl Shard {
 
     fn send_on(&mut self, mut packet: Packet, now: Instant) {
         let tables = self.tables.clone();
-        let verdict = forwarder::route(&packet.header, &tables, |relay| self.neighbour(relay));
+        let target = match packet.header.destination {
+            Destination::Session(locator) => Some(locator.relay),
+            _ => None,
+        };
+        let verdict = forwarder::route(&packet.header, &tables, |relay| {
+            if target == Some(relay) {
+                self.neighbour(relay)
+            } else {
+                self.transit_over(relay)
+            }
+        });
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
             Verdict::Local(locator) => self.deliver(locator, packet, now),
@@ -171,6 +185,26 @@ impl Shard {
             .map(|(.., health)| health)
             .min_by(LinkHealth::compare)
             .unwrap_or(LinkHealth::Down)
+    }
+
+    /// How it stands with another relay as a way to others. While its own links are only coming up it
+    /// is taken where there is nothing else.
+    fn transit_over(&self, relay: RelayIndex) -> LinkHealth {
+        let state = self.neighbour(relay);
+        let settling = || {
+            let mut links = self.links_to(relay);
+            links.any(|(_, key, _)| {
+                self.conn(key).is_some_and(|conn| match &conn.role {
+                    Role::Link(link) => link.peer_settling,
+                    Role::Session(_) => false,
+                })
+            })
+        };
+        let worse = LinkHealth::Degraded { extra: SETTLING_US };
+        if state.compare(&worse).is_lt() && settling() {
+            return worse;
+        }
+        state
     }
 
     /// The link to take to another relay: over the uplink that the plan wants while none is in better

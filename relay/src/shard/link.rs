@@ -30,6 +30,8 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(3);
 /// How long one that we dial may take to stand: QUIC repeats its first packets ever more seldom, so
 /// that dialling anew is the quicker way to a peer that has come back.
 const DIAL_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long a relay that has started, or was cut off, warns others of its missing links at most.
+const MOST_SETTLING: Duration = Duration::from_secs(3);
 const FIRST_REDIAL: Duration = Duration::from_millis(100);
 const LAST_REDIAL: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,9 @@ pub(crate) struct Link {
     /// It has been down since the connection stands.
     pub(super) been_down: bool,
     pub(super) down_since: Option<Instant>,
+    /// The other relay has started or was cut off, and its links are only coming up. Taken to be so
+    /// until its first probe has come.
+    pub(super) peer_settling: bool,
     /// One-way estimate of the delay from the peer.
     pub(super) delay_in: Duration,
 }
@@ -80,6 +85,7 @@ impl Link {
             state: LinkState::Unknown,
             been_down: false,
             down_since: None,
+            peer_settling: true,
             delay_in: Duration::ZERO,
         }
     }
@@ -146,6 +152,9 @@ impl Shard {
         }
         // Over every uplink that both have.
         let own: Vec<Uplink> = self.links.iter().map(|links| links.uplink).collect();
+        if self.peers.is_empty() {
+            self.settling_until = Some(now + MOST_SETTLING);
+        }
         let linked = |(index, uplink): PeerKey| {
             let member = tables.members.get(&index);
             member.is_some_and(|member| own.contains(&uplink) && member.has_uplink(uplink))
@@ -173,6 +182,30 @@ impl Shard {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether links of this relay are only coming up, after its start or when it was cut off.
+    pub(super) fn is_settling(&self, now: Instant) -> bool {
+        self.settling_until.is_some_and(|until| now < until)
+    }
+
+    /// A link has come up or gone down: looks whether this relay is settling, which begins when it
+    /// has lost most links and ends when it has all.
+    pub(super) fn note_settling(&mut self, now: Instant) {
+        let up = |peer: &Peer| {
+            let conn = peer.conn.and_then(|key| self.conn(key));
+            conn.is_some_and(|conn| match &conn.role {
+                Role::Link(link) => link.state == LinkState::Up,
+                Role::Session(_) => false,
+            })
+        };
+        let all = self.peers.len();
+        let up = self.peers.values().filter(|peer| up(peer)).count();
+        if up == all {
+            self.settling_until = None;
+        } else if 2 * up < all {
+            self.settling_until = Some(now + MOST_SETTLING);
         }
     }
 

@@ -47,7 +47,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
-    directory::{Directory, RENEWAL},
+    directory::{self, Directory, RENEWAL},
     metrics::Metrics,
     tables::Tables,
 };
@@ -190,8 +190,10 @@ pub(crate) struct Shard {
     lookups: FxHashMap<UserKey, (Locator, Instant)>,
     identities: FxHashMap<Locator, UserKey>,
     told_gone: BTreeMap<(Locator, Locator), Instant>,
-    /// Since when the present set of relays decides who is whose home.
-    homes_since: Instant,
+    /// From when on edges have told this home of all sessions: it knows who is nowhere.
+    homes_warm_at: Instant,
+    /// Others are warned until then that links of this relay are only coming up.
+    settling_until: Option<Instant>,
     /// Origin of the stamps that probes carry.
     epoch: Instant,
     now: Instant,
@@ -250,7 +252,8 @@ impl Shard {
             lookups: FxHashMap::default(),
             identities: FxHashMap::default(),
             told_gone: BTreeMap::new(),
-            homes_since: now,
+            homes_warm_at: now + directory::COLD_START,
+            settling_until: None,
             epoch: now,
             now,
             wall,
@@ -416,7 +419,7 @@ impl Shard {
         self.plan_use = PlanUse::of(self.tables.stamped_plans().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
-            self.homes_since = now;
+            self.homes_warm_at = self.homes_warm_at.max(now + directory::WARM_UP);
             self.announce_all(now);
         }
         self.metrics

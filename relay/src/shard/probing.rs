@@ -9,7 +9,7 @@ use std::{
 use quinn_proto::ConnectionStats;
 use rand::RngExt;
 use tradewind_proto::{
-    CloseCode, DropReason, PlanId, RelayIndex,
+    CloseCode, DropReason, RelayIndex,
     packet::{Probe, ProbeState},
 };
 use tradewind_routing::{
@@ -252,6 +252,7 @@ impl Shard {
     pub(super) fn probe_due(&mut self, key: ConnKey, now: Instant) {
         let now_us = self.micros(now);
         let oldest_stamped = self.tables.oldest_stamped();
+        let settling = self.is_settling(now);
         let jitter = self.rng.random_range(0.9..1.1);
         let Some(conn) = self.conn_mut(key) else {
             return;
@@ -279,7 +280,11 @@ impl Shard {
             interval.min(longest).mul_f64(jitter)
         };
         probing.next_at = Some(now + wait);
-        let probe = wire(&fields, oldest_stamped);
+        let probe = Probe {
+            oldest_stamped,
+            settling,
+            ..wire(&fields)
+        };
         // Before all else: a probe that waited would measure our queue. QUIC drops its oldest
         // datagram if it must.
         let _ = conn
@@ -301,6 +306,7 @@ impl Shard {
         let Some(link) = self.link_mut(key) else {
             return;
         };
+        link.peer_settling = probe.settling;
         let peer = link.peer;
         let probing = &mut link.probing;
         let verdict = probing.session.on_probe(now_us, &fields(&probe));
@@ -420,6 +426,7 @@ impl Shard {
             self.metrics.link_changes.inc();
             self.probe_at(key, now);
             self.report_soon(now);
+            self.note_settling(now);
         }
         if state == LinkState::Down {
             self.requeue(key, now);
@@ -490,7 +497,8 @@ impl Shard {
     }
 }
 
-fn wire(fields: &ProbeFields, oldest_stamped: PlanId) -> Probe {
+/// All but what is not about the link.
+fn wire(fields: &ProbeFields) -> Probe {
     let echo = fields.echo;
     Probe {
         discriminator: fields.session,
@@ -502,7 +510,6 @@ fn wire(fields: &ProbeFields, oldest_stamped: PlanId) -> Probe {
         echo_sent_us: echo.map_or(0, |echo| echo.sent_us),
         echo_received_us: echo.map_or(0, |echo| echo.received_us),
         received: echo.map_or(0, |echo| echo.received),
-        oldest_stamped,
         state: match fields.state {
             None => ProbeState::NotSaid,
             Some(LinkState::Unknown) => ProbeState::Unknown,
@@ -514,6 +521,7 @@ fn wire(fields: &ProbeFields, oldest_stamped: PlanId) -> Probe {
         answer: fields.answer,
         degraded_in: fields.degraded_in,
         degraded_out: fields.degraded_out,
+        ..Probe::default()
     }
 }
 

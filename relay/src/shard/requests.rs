@@ -16,7 +16,7 @@ use tradewind_proto::{
 
 use super::{ConnKey, Shard, TimerKey};
 use crate::{
-    directory::{self, ANSWER_LEASE, LEASE, WARM_UP},
+    directory::{self, ANSWER_LEASE, LEASE},
     flow::FlowHash,
     forwarder::HOP_LIMIT,
     packet::Packet,
@@ -281,19 +281,12 @@ impl Shard {
             return;
         };
         if let What::Lookup {
-            session,
-            reply_to,
-            nowhere,
-            ..
+            session, reply_to, ..
         } = request.what
         {
-            // A home that answered knows; those that did not are away.
-            let status = if nowhere.is_empty() {
-                lookup_result::Status::Retry
-            } else {
-                lookup_result::Status::Offline
-            };
-            self.tell_lookup(session, reply_to, None, status);
+            // What most homes have not said is not known: one alone may have missed an announcement
+            // that the others have.
+            self.tell_lookup(session, reply_to, None, lookup_result::Status::Retry);
         }
     }
 
@@ -390,7 +383,7 @@ impl Shard {
                         .map(Into::into)
                         .collect(),
                     lease_ms: ANSWER_LEASE.as_millis() as u32,
-                    warming: now.saturating_duration_since(self.homes_since) < WARM_UP,
+                    warming: now < self.homes_warm_at,
                 };
                 self.send_control(from, id, Body::Answer(answer), now);
             }
