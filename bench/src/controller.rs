@@ -219,6 +219,8 @@ struct World {
     delays: Vec<f64>,
     /// What each relay's clock shows more, microseconds.
     clocks: Vec<i64>,
+    /// And how much faster it runs, parts per billion.
+    rates: Vec<i64>,
     down: Option<(usize, usize)>,
     sequence: u64,
     seconds: usize,
@@ -239,6 +241,7 @@ impl World {
             500.0 + 1e3 * (ax - bx).hypot(ay - by) * (1.0 + 2.0 * stretch.powi(3))
         });
         let delays: Vec<f64> = delays.collect();
+        let rates = (0..n).map(|_| rng.random_range(-20_000..20_000)).collect();
         let clocks = (0..n).map(|_| rng.random_range(-1_000_000_000..1_000_000_000));
         let config = NetworkConfig {
             expected_relays: Some(n),
@@ -254,6 +257,7 @@ impl World {
             network: Network::new(config, saved, TokenKeys::default(), wall),
             now: Duration::ZERO,
             clocks: clocks.collect(),
+            rates,
             delays,
             rng,
             down: None,
@@ -284,9 +288,7 @@ impl World {
                 self.network
                     .received(self.now, ConnectionId(relay as u64), message);
                 for action in self.network.take_actions() {
-                    if let Action::Send { message, .. } = action {
-                        std::hint::black_box(frame_message(&message));
-                    }
+                    std::hint::black_box(frame_of(&action));
                 }
             });
         }
@@ -349,7 +351,10 @@ impl World {
 
     fn keep_time(&mut self, ticks: &mut Vec<f64>) {
         if self.network.next_tick() <= self.now {
-            ticks.push(timed(|| self.network.tick(self.now)));
+            let took = timed(|| self.network.tick(self.now));
+            let ended = Duration::from_secs_f64(took / 1e3);
+            self.network.ticked(self.now + ended, ended);
+            ticks.push(took);
             self.answer();
         }
     }
@@ -364,13 +369,12 @@ impl World {
         let mut bytes = 0;
         let encode_ms = timed(|| {
             for action in actions {
-                if let Action::Send {
-                    connection,
-                    message,
-                } = action
-                {
+                if let Action::SendPart { connection, part } = action {
+                    let message = part.message();
                     bytes = bytes.max(frame_message(&message).len());
                     held.extend(self.plan_of(connection, message));
+                } else {
+                    std::hint::black_box(frame_of(&action));
                 }
             }
         });
@@ -439,7 +443,9 @@ impl World {
         };
         let delay = |from: usize, to: usize| factor * self.delays[from * self.n + to];
         let (there, back) = (delay(own, peer), delay(peer, own));
-        let ahead = self.clocks[own] - self.clocks[peer];
+        let faster = self.rates[own] - self.rates[peer];
+        let passed = self.now.as_micros() as i64;
+        let ahead = self.clocks[own] - self.clocks[peer] + faster * passed / 1_000_000_000;
         LinkState {
             peer: name(peer),
             state: state.into(),
@@ -453,9 +459,21 @@ impl World {
             bytes_received: 1_000 * self.seconds as u64,
             packets_sent: 10 * self.seconds as u64,
             packets_received: 10 * self.seconds as u64,
+            drift_ppb: faster as i32,
             loss_probes: 100,
             ..LinkState::default()
         }
+    }
+}
+
+/// What is sent, encoded.
+fn frame_of(action: &Action) -> Option<bytes::Bytes> {
+    match action {
+        Action::Send { message, .. } | Action::SendAll { message, .. } => {
+            Some(frame_message(message))
+        }
+        Action::SendPart { part, .. } => Some(frame_message(&part.message())),
+        _ => None,
     }
 }
 

@@ -15,7 +15,7 @@ use tradewind_proto::{
 };
 use tradewind_trust::{tls, verify_peer_name};
 
-use crate::{controller::Shared, enrol};
+use crate::{controller::Shared, enrol, network::Part};
 
 /// Frames waiting for a relay that reads slowly; beyond it the connection is closed, and the
 /// relay gets what is current when it is back.
@@ -34,16 +34,27 @@ pub(crate) struct Outbox {
 
 enum Outgoing {
     Frame(bytes::Bytes),
+    /// Built by the connection's own task: that takes a while.
+    Part(Part),
     Close(CloseCode, String),
 }
 
 impl Outbox {
     pub(crate) fn send(&self, message: &ControllerToRelay) {
-        if self
-            .frames
-            .try_send(Outgoing::Frame(frame_message(message)))
-            .is_err()
-        {
+        self.send_frame(frame_message(message));
+    }
+
+    /// Sends a message that is encoded already.
+    pub(crate) fn send_frame(&self, frame: bytes::Bytes) {
+        self.put(Outgoing::Frame(frame));
+    }
+
+    pub(crate) fn send_part(&self, part: Part) {
+        self.put(Outgoing::Part(part));
+    }
+
+    fn put(&self, outgoing: Outgoing) {
+        if self.frames.try_send(outgoing).is_err() {
             close(&self.connection, CloseCode::Protocol, "reads too slowly");
         }
     }
@@ -170,12 +181,9 @@ async fn write(
     mut frames: mpsc::Receiver<Outgoing>,
 ) {
     while let Some(outgoing) = frames.recv().await {
-        match outgoing {
-            Outgoing::Frame(frame) => {
-                if send.write_chunk(frame).await.is_err() {
-                    return;
-                }
-            }
+        let frame = match outgoing {
+            Outgoing::Frame(frame) => frame,
+            Outgoing::Part(part) => frame_message(&part.message()),
             Outgoing::Close(code, reason) => {
                 let _ = send.finish();
                 let _ = shared
@@ -184,6 +192,9 @@ async fn write(
                     .await;
                 return close(&connection, code, &reason);
             }
+        };
+        if send.write_chunk(frame).await.is_err() {
+            return;
         }
     }
 }

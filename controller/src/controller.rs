@@ -15,7 +15,7 @@ use std::{
 use quinn::{Endpoint, IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::{Notify, Semaphore, watch};
 use tradewind_host::Host;
-use tradewind_proto::{ALPN_CONTROL, ALPN_ENROL, CloseCode, PlanId};
+use tradewind_proto::{ALPN_CONTROL, ALPN_ENROL, CloseCode, PlanId, frame_message};
 use tradewind_trust::{Ca, EnrolToken, Identity, Roots, TokenKeys, TrustError, tls};
 
 use crate::{
@@ -304,6 +304,22 @@ impl Shared {
                     outbox.send(&message);
                 }
             }
+            Action::SendAll {
+                connections,
+                message,
+            } => {
+                let frame = frame_message(&message);
+                for connection in connections {
+                    if let Some(outbox) = inner.outboxes.get(&connection) {
+                        outbox.send_frame(frame.clone());
+                    }
+                }
+            }
+            Action::SendPart { connection, part } => {
+                if let Some(outbox) = inner.outboxes.get(&connection) {
+                    outbox.send_part(part);
+                }
+            }
             Action::Close {
                 connection,
                 code,
@@ -361,6 +377,8 @@ async fn keep_time(shared: Arc<Shared>) {
                 shared.with(|network, now| {
                     network.set_wall_start(wall - now);
                     network.tick(now);
+                    let ended = shared.now();
+                    network.ticked(ended, ended - now);
                 });
             }
         }

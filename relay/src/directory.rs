@@ -23,6 +23,9 @@ pub(crate) const WARM_UP: Duration = Duration::from_secs(2);
 /// The same after its start, when it knows nothing: by then every edge has renewed what it announced,
 /// and had time to try again.
 pub(crate) const COLD_START: Duration = Duration::from_secs(5);
+/// How long a home says "ask again" of a user whose last session has ended: who goes to another edge
+/// is nowhere for a handshake and an announcement.
+const MOVE: Duration = Duration::from_secs(2);
 /// Sessions of one user that a home remembers.
 const MAX_SESSIONS: usize = 16;
 /// Users a home remembers; beyond it new ones are not taken.
@@ -39,6 +42,8 @@ struct Entry {
 pub(crate) struct Directory {
     /// Newest session first.
     users: DashMap<UserKey, Vec<Entry>, FxBuildHasher>,
+    /// Users whose last session has ended, and until when that may be because they are moving.
+    moving: DashMap<UserKey, Instant, FxBuildHasher>,
 }
 
 impl Directory {
@@ -68,11 +73,19 @@ impl Directory {
     }
 
     /// Forgets a session.
-    pub(crate) fn withdraw(&self, user: &UserKey, locator: Locator) {
-        self.users.remove_if_mut(user, |_, entries| {
+    pub(crate) fn withdraw(&self, user: &UserKey, locator: Locator, now: Instant) {
+        let last = self.users.remove_if_mut(user, |_, entries| {
             entries.retain(|entry| entry.locator != locator);
             entries.is_empty()
         });
+        if last.is_some() && self.moving.len() < MAX_USERS {
+            self.moving.insert(user.clone(), now + MOVE);
+        }
+    }
+
+    /// Whether the user's last session ended only just now: it may be on its way to another edge.
+    pub(crate) fn may_be_moving(&self, user: &UserKey, now: Instant) -> bool {
+        self.moving.get(user).is_some_and(|until| now < *until)
     }
 
     /// The sessions of a user, newest first.
@@ -92,6 +105,7 @@ impl Directory {
             entries.retain(|entry| entry.until > now);
             !entries.is_empty()
         });
+        self.moving.retain(|_, until| now < *until);
     }
 
     /// Users in it.
@@ -173,8 +187,21 @@ mod tests {
             directory.lookup(&user(1), now),
             [locator(3, 2), locator(3, 1)]
         );
-        directory.withdraw(&user(1), locator(3, 2));
+        directory.withdraw(&user(1), locator(3, 2), now);
         assert_eq!(directory.lookup(&user(1), now), [locator(3, 1)]);
+        assert!(!directory.may_be_moving(&user(1), now));
+    }
+
+    #[test]
+    fn a_user_between_two_edges_is_not_nowhere_yet() {
+        let now = start();
+        let directory = Directory::default();
+        assert!(!directory.may_be_moving(&user(1), now));
+        assert!(directory.announce(user(1), locator(3, 1), LEASE, now));
+        directory.withdraw(&user(1), locator(3, 1), now);
+        assert!(directory.lookup(&user(1), now).is_empty());
+        assert!(directory.may_be_moving(&user(1), now));
+        assert!(!directory.may_be_moving(&user(1), now + MOVE));
     }
 
     #[test]

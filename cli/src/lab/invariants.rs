@@ -5,9 +5,13 @@
 //! - no packet sees two plans;
 //! - nobody is unreachable for longer than failover takes while there is a way;
 //! - no destination's tree changes more than once a minute between the same two choices, unless
-//!   what it leaves has failed.
+//!   what it leaves has failed, or does not answer the controller.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
 
 use serde::Serialize;
 use tradewind_proto::PlanId;
@@ -56,6 +60,8 @@ pub(super) struct PlanInForce {
     id: PlanId,
     /// By destination: next hops by relay.
     trees: BTreeMap<String, Tree>,
+    /// Relays that have not acknowledged plans in time of late: none may lead over them.
+    silent: BTreeSet<String>,
 }
 
 type Tree = BTreeMap<String, String>;
@@ -76,16 +82,24 @@ pub(super) struct Facts<'a> {
 /// Takes a note of every plan that comes into force until network time `end`.
 pub(super) async fn follow_plans(watched: &Watched, end: Duration) -> Vec<PlanInForce> {
     let mut plans: Vec<PlanInForce> = Vec::new();
+    let mut silent: BTreeMap<String, Duration> = BTreeMap::new();
     while watched.wan.network_time() < end {
+        let now = watched.elapsed().unwrap_or_default();
+        let relays = watched.controller().map(|controller| controller.relays());
+        for relay in relays.into_iter().flatten().filter(|relay| relay.silent) {
+            silent.insert(relay.name, now);
+        }
+        silent.retain(|_, last| *last + WORKED >= now);
         if let Some(controller) = watched.controller()
             && let Some(id) = controller.active_plan()
             && plans.last().is_none_or(|last| last.id != id)
             && let Some(plan) = controller.plan()
         {
             plans.push(PlanInForce {
-                at: watched.elapsed().unwrap_or_default(),
+                at: now,
                 id,
                 trees: plan.next_hops,
+                silent: silent.keys().cloned().collect(),
             });
         }
         watched.wan.sleep(LOOK).await;
@@ -351,7 +365,12 @@ fn calm(facts: &Facts<'_>, found: &mut Vec<Violation>) {
                 continue;
             };
             // Relays that have come or gone make no choice.
-            if old == new || !old.keys().eq(new.keys()) || !worked(old, after.at) {
+            // Relays that do not answer the controller have to be left as if they had failed.
+            let crosses_silent = old
+                .values()
+                .any(|next| next != destination && after.silent.contains(next));
+            if old == new || !old.keys().eq(new.keys()) || crosses_silent || !worked(old, after.at)
+            {
                 continue;
             }
             let choices = (destination, old.min(new), old.max(new));
@@ -472,12 +491,13 @@ mod tests {
             at,
             id: PlanId { epoch: 1, number },
             trees: [("Ashburn".to_owned(), tree.into())].into(),
+            silent: BTreeSet::new(),
         }
     }
 
     #[test]
     fn two_changes_a_minute_between_the_same_choices_are_one_too_many_unless_forced() {
-        let flapping = [
+        let mut flapping = [
             plan(S(0), 1, "Ashburn"),
             plan(S(10), 2, "Frankfurt"),
             plan(S(30), 3, "Ashburn"),
@@ -494,6 +514,8 @@ mod tests {
             what: FaultKind::Cut(0, 2),
         };
         assert_eq!(count(&[cut], &flapping), 0, "the first was forced");
+        flapping[2].silent.insert("Frankfurt".to_owned());
+        assert_eq!(count(&[], &flapping), 0, "the second was forced");
         let slow = [
             plan(S(0), 1, "Ashburn"),
             plan(S(10), 2, "Frankfurt"),

@@ -188,6 +188,19 @@ impl Links {
         reachable
     }
 
+    /// Per relay, whether others have lost it: some say so, and none of its links can be used.
+    pub(super) fn cut_off(&self, now: Duration, registry: &Registry) -> Vec<bool> {
+        let mut lost = vec![false; registry.len()];
+        for (by, peer, _, view) in self.views.iter() {
+            lost[peer.as_usize()] |= view.state == State::Down && self.is_fresh(now, by, view);
+        }
+        let reachable = self.reachable(now, registry);
+        lost.iter()
+            .zip(reachable)
+            .map(|(&lost, reachable)| lost && !reachable)
+            .collect()
+    }
+
     /// All links in the order of their keys, and how many of them have a delay that others
     /// contradict (noise, drift).
     pub(super) fn measured(&self, now: Duration, registry: &Registry) -> (Vec<Measured>, usize) {

@@ -10,7 +10,12 @@ use tradewind_proto::{
     },
 };
 
-use super::{ConnectionId, Network};
+use super::{Action, ConnectionId, Network, plan::Part};
+
+/// In networks up to this size the list of relays is sent to all whenever it changes. In larger
+/// ones, where many may come or go together, it rests a microsecond per pair of relays meanwhile:
+/// a second at a thousand.
+const SMALL: usize = 64;
 
 impl Network {
     pub(super) fn register(&mut self, now: Duration, connection: ConnectionId, register: Register) {
@@ -72,9 +77,12 @@ impl Network {
         self.apply_decisions(now, admitted.index);
         tracing::info!(relay = name, index = admitted.index.0, "relay online");
         self.welcome(connection, admitted.index);
-        if admitted.changed || admitted.restarted {
+        let news = admitted.changed || admitted.restarted;
+        if news {
             self.push_list(now);
-        } else {
+        }
+        // It does not wait for the list that others get later.
+        if !news || self.list_is_due {
             let list = self.list_message(now);
             self.send(connection, list);
         }
@@ -96,31 +104,31 @@ impl Network {
     /// For a relay that has just come: the plans that are stamped, the order in force, and the
     /// plan that is on its way.
     pub(super) fn send_plans(&mut self, connection: ConnectionId, index: RelayIndex) {
-        let mut messages = Vec::new();
+        let mut actions = Vec::new();
         // Of an epoch before, relays would take nothing; a new plan is about to be made then.
         if let Some((stamping, active)) = self.stamping.as_ref().zip(self.active.as_ref())
             && active.id.epoch == self.epoch
-            && let Some(part) = active.part_for(index)
+            && active.knows(index)
         {
             let rest = self
                 .older
                 .iter()
                 .find(|plan| Some(plan.id) == stamping.rest);
-            let rest = rest.and_then(|plan| plan.part_for(index));
+            let rest = rest.and_then(|plan| Part::new(plan, index));
             // A relay that is newer than the other plan stamps all of its flows with this one.
             let order = stamping.message(rest.is_some());
-            messages.extend(rest.map(to_relay::Body::PlanPart));
-            messages.push(to_relay::Body::PlanPart(part));
-            messages.push(to_relay::Body::Activate(order));
+            let parts = rest.into_iter().chain(Part::new(active, index));
+            actions.extend(parts.map(|part| Action::SendPart { connection, part }));
+            let body = to_relay::Body::Activate(order);
+            actions.push(Action::Send {
+                connection,
+                message: ControllerToRelay { body: Some(body) },
+            });
         }
-        let coming = self
-            .on_its_way
-            .as_ref()
-            .and_then(|coming| coming.plan.part_for(index));
-        messages.extend(coming.map(to_relay::Body::PlanPart));
-        for body in messages {
-            self.send(connection, ControllerToRelay { body: Some(body) });
-        }
+        let coming = self.on_its_way.as_ref();
+        let coming = coming.and_then(|coming| Part::new(&coming.plan, index));
+        actions.extend(coming.map(|part| Action::SendPart { connection, part }));
+        self.actions.extend(actions);
     }
 
     pub(super) fn report(&mut self, now: Duration, relay: RelayIndex, report: &LinkReport) {
@@ -212,11 +220,24 @@ impl Network {
 
     /// Asks the planner a moment from now, however soon the regular time is.
     pub(super) fn ask_soon(&mut self, now: Duration) {
-        self.urgent.get_or_insert(now + self.config.gather);
+        let at = (now + self.config.gather).max(self.rest_until);
+        self.urgent.get_or_insert(at);
     }
 
     pub(super) fn push_list(&mut self, now: Duration) {
         self.list_version += 1;
+        self.list_is_due = true;
+        if now >= self.next_list {
+            self.send_list(now);
+        }
+    }
+
+    pub(super) fn send_list(&mut self, now: Duration) {
+        self.list_is_due = false;
+        let n = self.registry.len();
+        if n > SMALL {
+            self.next_list = now + Duration::from_micros((n * n) as u64);
+        }
         let list = self.list_message(now);
         self.send_to_all(&list);
     }

@@ -63,10 +63,14 @@ pub use explain::{Alternative, BackupView, Explanation, OtherFlows};
 pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
 pub use operate::{OperateError, RolloutView, StatusView};
 pub use path_error::PathError;
+pub use plan::Part;
 pub use views::{
     Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathView, PlanView,
     RelayView, Stats,
 };
+
+/// Planning rests for so many times as long as it took.
+const PLANNING_RESTS: u32 = 4;
 
 /// One control connection of one relay, named by whoever accepts connections; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,6 +140,21 @@ pub enum Action {
         /// What.
         message: ControllerToRelay,
     },
+    /// Send the same message to the relays on these connections.
+    SendAll {
+        /// Where to.
+        connections: Vec<ConnectionId>,
+        /// What.
+        message: ControllerToRelay,
+    },
+    /// Send a relay its part of a plan. Building it takes a while in a large network: do it
+    /// outside of any lock.
+    SendPart {
+        /// Where to.
+        connection: ConnectionId,
+        /// What.
+        part: Part,
+    },
     /// Close the connection, once what was sent before has left.
     Close {
         /// Which.
@@ -195,6 +214,12 @@ pub struct Network {
     observed_rules: Vec<ObservedRule>,
     next_effects: Duration,
     next_planning: Duration,
+    /// Before that nothing is planned out of turn either: planning must leave the processor to
+    /// the relays' reports.
+    rest_until: Duration,
+    /// When the list of relays may be sent to all again, and whether it is to be.
+    next_list: Duration,
+    list_is_due: bool,
     /// How many relays are online, and since when, while nothing is planned.
     gathered: (usize, Duration),
     /// When the planner is asked out of turn.
@@ -250,6 +275,9 @@ impl Network {
             observed_rules: Vec::new(),
             next_effects: Duration::ZERO,
             next_planning: config.interval,
+            rest_until: Duration::ZERO,
+            next_list: Duration::ZERO,
+            list_is_due: false,
             gathered: (0, Duration::ZERO),
             urgent: None,
             alert: None,
@@ -333,10 +361,22 @@ impl Network {
             self.give_up_waiting(now);
         }
         self.step_rollout(now);
+        if self.list_is_due && now >= self.next_list {
+            self.send_list(now);
+        }
         let urgent = self.urgent.is_some_and(|at| now >= at);
         if urgent || (now >= self.next_planning && self.on_its_way.is_none()) {
             self.plan(now);
         }
+    }
+
+    /// Tells how long a [`Network::tick`] took that has just ended, by a clock of the caller's
+    /// choice. What took long is not done again soon: planning takes a fifth of the time at most,
+    /// and half of it while things fail or come back.
+    pub fn ticked(&mut self, now: Duration, took: Duration) {
+        self.rest_until = now + took;
+        self.next_planning = self.next_planning.max(now + PLANNING_RESTS * took);
+        self.urgent = self.urgent.map(|at| at.max(self.rest_until));
     }
 
     /// When [`Network::tick`] has something to do next, if nothing is received before.
@@ -347,7 +387,8 @@ impl Network {
             None => self.next_planning,
         };
         let step = self.stepping.as_ref().map(|stepping| stepping.at);
-        [self.urgent, step]
+        let list = self.list_is_due.then_some(self.next_list);
+        [self.urgent, step, list]
             .into_iter()
             .flatten()
             .fold(regular, Duration::min)
@@ -395,9 +436,10 @@ impl Network {
 
     pub(super) fn send_to_all(&mut self, message: &ControllerToRelay) {
         let online: Vec<ConnectionId> = self.registry.online().map(|(_, c)| c).collect();
-        for connection in online {
-            self.send(connection, message.clone());
-        }
+        self.actions.push_back(Action::SendAll {
+            connections: online,
+            message: message.clone(),
+        });
     }
 
     pub(super) fn close(&mut self, connection: ConnectionId, code: CloseCode, reason: &str) {

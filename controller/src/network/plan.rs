@@ -1,10 +1,13 @@
 //! A plan: what is in force, what each relay is told of it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tradewind_proto::{
     PlanId, RelayIndex,
-    control::{Backup, PlanPart, ProfileTable, RelayInfo, Selector, TreeTable},
+    control::{
+        Backup, ControllerToRelay, PlanPart, ProfileTable, RelayInfo, Selector, TreeTable,
+        controller_to_relay as to_relay,
+    },
 };
 use tradewind_routing::{CostMatrix, PlanTables, TreeRules};
 
@@ -15,7 +18,7 @@ use super::{
     rules::Forbidden,
 };
 
-/// An immutable set of forwarding tables for all relays.
+/// An immutable set of forwarding tables for all relays. Clones share what is large.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) id: PlanId,
@@ -25,18 +28,53 @@ pub(super) struct Plan {
     /// Whether it mends something: it does not wait for an operator's leave.
     pub(super) repairs: bool,
     /// Those it knows, by index.
-    pub(super) members: Vec<RelayInfo>,
-    pub(super) tables: PlanTables,
+    pub(super) members: Arc<[RelayInfo]>,
+    pub(super) tables: Arc<PlanTables>,
     pub(super) selectors: Vec<Selector>,
     /// By profile and ordered pair the uplink to take, row-major over the tables' indices.
-    uplinks: [Vec<u8>; PROFILES],
+    uplinks: Arc<[Vec<u8>; PROFILES]>,
     /// What no way of it crosses, even if there is no other.
     pub(super) forbidden: Forbidden,
     /// By profile: packets go direct where the direct link works.
-    direct: [Option<Direct>; PROFILES],
+    direct: [Option<Arc<Direct>>; PROFILES],
     /// Who has acknowledged it.
     pub(super) held_by: BTreeSet<RelayIndex>,
     pub(super) activated_at: Option<Duration>,
+}
+
+/// What one relay is told of a plan: built when it is sent ([`Part::message`]), which need not be
+/// where the network is locked.
+#[derive(Debug, Clone)]
+pub struct Part {
+    plan: Arc<Plan>,
+    relay: RelayIndex,
+}
+
+impl Part {
+    /// `None` when the plan does not know the relay.
+    pub(super) fn new(plan: &Plan, relay: RelayIndex) -> Option<Self> {
+        plan.knows(relay)
+            .then(|| Self::of(Arc::new(plan.clone()), relay))?
+    }
+
+    /// The same of a plan that is shared already.
+    pub(super) fn of(plan: Arc<Plan>, relay: RelayIndex) -> Option<Self> {
+        plan.knows(relay).then_some(Self { plan, relay })
+    }
+
+    /// The message. At a thousand relays this takes a millisecond.
+    #[must_use]
+    pub fn message(&self) -> ControllerToRelay {
+        ControllerToRelay {
+            body: self.plan.part_for(self.relay).map(to_relay::Body::PlanPart),
+        }
+    }
+}
+
+impl PartialEq for Part {
+    fn eq(&self, other: &Self) -> bool {
+        (self.plan.id, self.relay) == (other.plan.id, other.relay)
+    }
 }
 
 /// The links that packets of an observed profile take instead of the plan's ways.
@@ -71,7 +109,7 @@ pub(super) enum Goal {
 pub(super) struct Ingredients<'a> {
     pub(super) members: &'a BTreeSet<RelayIndex>,
     pub(super) registry: &'a Registry,
-    pub(super) tables: &'a PlanTables,
+    pub(super) tables: Arc<PlanTables>,
     pub(super) costs: &'a Costs,
     pub(super) selectors: Vec<Selector>,
     pub(super) forbidden: Forbidden,
@@ -87,13 +125,13 @@ impl Plan {
         of: Ingredients<'_>,
     ) -> Self {
         let n = of.tables.len();
-        let uplinks = std::array::from_fn(|profile| {
+        let uplinks: [Vec<u8>; PROFILES] = std::array::from_fn(|profile| {
             (0..n * n)
                 .map(|cell| of.costs.uplink(profile, cell / n, cell % n).0)
                 .collect()
         });
         let direct = std::array::from_fn(|profile| {
-            of.observed[profile].then(|| Direct::new(n, &of.costs.profiles[profile].cost))
+            of.observed[profile].then(|| Arc::new(Direct::new(n, &of.costs.profiles[profile].cost)))
         });
         Self {
             id,
@@ -106,9 +144,9 @@ impl Plan {
                 .iter()
                 .map(|&index| of.registry.get(index).info(index))
                 .collect(),
-            tables: of.tables.clone(),
+            tables: of.tables,
             selectors: of.selectors,
-            uplinks,
+            uplinks: Arc::new(uplinks),
             forbidden: of.forbidden,
             direct,
             held_by: BTreeSet::new(),
@@ -351,14 +389,14 @@ impl Plan {
     }
 
     /// What `relay` needs of it; `None` when the plan does not know it.
-    pub(super) fn part_for(&self, relay: RelayIndex) -> Option<PlanPart> {
+    fn part_for(&self, relay: RelayIndex) -> Option<PlanPart> {
         if !self.knows(relay) {
             return None;
         }
         let profiles = (0..PROFILES).map(|profile| self.table_for(relay.as_usize(), profile));
         Some(PlanPart {
             plan: Some(self.id.into()),
-            relays: self.members.clone(),
+            relays: self.members.to_vec(),
             profiles: profiles.collect(),
             selectors: self.selectors.clone(),
         })
@@ -401,7 +439,7 @@ impl Plan {
             rules: set.rules as u32,
             ..TreeTable::default()
         };
-        for info in &self.members {
+        for info in self.members.iter() {
             let to = info.index as usize;
             let next = match to == own {
                 true => Some(own),

@@ -1,6 +1,6 @@
 //! From measurements and policy to a plan: asking the planner, and what else makes a plan due.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tradewind_proto::{Class, PlanId, RelayIndex};
 use tradewind_routing::{
@@ -114,7 +114,7 @@ impl Network {
         }
         if let Some(tables) = self.planner.tables().cloned().or(alone) {
             let moment = (&policy, &costs, &rules, &live[..]);
-            self.make_plan(now, reasons, &tables, &members, moment);
+            self.make_plan(now, reasons, Arc::new(tables), &members, moment);
         }
     }
 
@@ -187,7 +187,7 @@ impl Network {
         &mut self,
         now: Duration,
         mut reasons: Vec<String>,
-        tables: &PlanTables,
+        tables: Arc<PlanTables>,
         members: &BTreeSet<RelayIndex>,
         (policy, costs, rules, live): (&Compiled, &Costs, &AllRules, &[bool]),
     ) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use super::{
     Action, ConnectionId, Network,
     costs::{Costs, PROFILES},
     history::{By, OrderEntry},
-    plan::{Distribution, Goal, Plan},
+    plan::{Distribution, Goal, Part, Plan},
     rules::AllRules,
 };
 use crate::storage::Record;
@@ -23,6 +24,8 @@ use crate::storage::Record;
 const OLDER_PLANS: usize = 7;
 /// Rule sets of a plan at most: everybody's and three restricted ones.
 const MOST_RULE_SETS: usize = 4;
+/// Relays get at least so long for each of them to take a plan: that of a thousand is 100 MB in all.
+const EACH_PART: Duration = Duration::from_millis(3);
 /// All flows, in parts per thousand.
 pub(super) const ALL: u32 = 1_000;
 
@@ -70,20 +73,28 @@ impl Network {
     pub(super) fn distribute(&mut self, now: Duration, plan: Plan, goal: Goal) {
         let mut waiting = BTreeSet::new();
         let online: BTreeMap<RelayIndex, ConnectionId> = self.registry.online().collect();
+        let cut_off = self.links.cut_off(now, &self.registry);
+        let sent = Arc::new(plan.clone());
         for (&index, &connection) in &online {
-            let Some(part) = plan.part_for(index) else {
+            let Some(part) = Part::of(sent.clone(), index) else {
                 continue;
             };
-            let body = to_relay::Body::PlanPart(part);
-            self.send(connection, ControllerToRelay { body: Some(body) });
-            if !self.registry.get(index).silent {
+            self.actions
+                .push_back(Action::SendPart { connection, part });
+            // A dead relay is missed by its neighbours long before its connection to here ends; while
+            // it cannot be reached it stamps and forwards nothing.
+            if !self.registry.get(index).silent && !cut_off[index.as_usize()] {
                 waiting.insert(index);
             }
         }
         self.on_its_way = Some(Distribution {
             plan,
             waiting,
-            deadline: now + self.config.plan_timeout,
+            deadline: now
+                + self
+                    .config
+                    .plan_timeout
+                    .max(EACH_PART * online.len() as u32),
             goal,
         });
         self.finish_distribution(now);

@@ -454,7 +454,6 @@ impl Shard {
     /// When most links look late at once the fault is here: a busy processor, or the way to all of
     /// them, and deflecting helps nobody. Then what has been held against them is forgiven.
     fn all_look_late(&mut self, now: Instant) -> bool {
-        let now_us = self.micros(now);
         let keys: Vec<ConnKey> = self.peers.values().filter_map(|peer| peer.conn).collect();
         let (mut up, mut late) = (0, 0);
         for &key in &keys {

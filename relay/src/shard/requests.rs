@@ -367,7 +367,7 @@ impl Shard {
                 if let Some((user, locator)) = withdraw.presence.and_then(parse_presence)
                     && locator.relay == from
                 {
-                    self.directory.withdraw(&user, locator);
+                    self.directory.withdraw(&user, locator, now);
                 }
             }
             Some(Body::Lookup(lookup)) => {
@@ -383,7 +383,7 @@ impl Shard {
                         .map(Into::into)
                         .collect(),
                     lease_ms: ANSWER_LEASE.as_millis() as u32,
-                    warming: now < self.homes_warm_at,
+                    warming: now < self.homes_warm_at || self.directory.may_be_moving(&user, now),
                 };
                 self.send_control(from, id, Body::Answer(answer), now);
             }

@@ -251,6 +251,15 @@ impl World {
                         connection,
                         message,
                     } => self.hear(connection, message),
+                    Action::SendAll {
+                        connections,
+                        message,
+                    } => {
+                        for connection in connections {
+                            self.hear(connection, message.clone());
+                        }
+                    }
+                    Action::SendPart { connection, part } => self.hear(connection, part.message()),
                     Action::Close {
                         connection, code, ..
                     } => {
