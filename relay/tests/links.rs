@@ -262,7 +262,7 @@ fn raw_out(world: &World) -> i64 {
 }
 
 #[test]
-fn three_percent_of_loss_and_jitter_take_no_link_down_and_are_no_brownout() {
+fn three_percent_of_loss_and_jitter_take_no_link_down_and_are_rarely_a_brownout() {
     let changes = |wan: Wan| async move {
         let world = planned(&wan).await;
         for (i, &from) in world.places.iter().enumerate() {
@@ -279,17 +279,21 @@ fn three_percent_of_loss_and_jitter_take_no_link_down_and_are_no_brownout() {
                 }
             }
         }
-        let count = || -> f64 {
-            (0..3)
-                .map(|relay| {
-                    world.metric(relay, "tradewind_relay_link_state_changes_total", "")
-                        + world.metric(relay, "tradewind_relay_link_brownouts_total", "")
-                })
-                .sum()
-        };
-        let before = count();
-        wan.sleep(Duration::from_secs(600)).await;
-        count() - before
+        let count = |name: &str| -> f64 { (0..3).map(|relay| world.metric(relay, name, "")).sum() };
+        let states = "tradewind_relay_link_state_changes_total";
+        let brownouts = "tradewind_relay_link_brownouts_total";
+        // Until now nothing was lost: what is usual has to be learnt.
+        wan.sleep(Duration::from_secs(60)).await;
+        let before = (count(states), count(brownouts));
+        wan.sleep(Duration::from_secs(150)).await;
+        (count(states) - before.0, count(brownouts) - before.1)
     };
-    assert_eq!(run_virtual(41, changes), 0.0);
+    let seen: Vec<(f64, f64)> = (41..45).map(|seed| run_virtual(seed, changes)).collect();
+    assert!(seen.iter().all(|seen| seen.0 == 0.0), "{seen:?}");
+    // Each is counted four times: its beginning and its end, at both ends of the link.
+    let false_alarms = seen.iter().map(|seen| seen.1).sum::<f64>() / 4.0;
+    assert!(
+        false_alarms <= 2.0,
+        "{seen:?} in 10 minutes of 6 directions"
+    );
 }

@@ -192,7 +192,7 @@ fn what_a_probe_says_of_its_link_lies_where_it_is_documented() {
     assert_eq!((bytes[54], bytes[55]), (4, 0b0101));
     // In words of a later version it says nothing.
     bytes[54] = 200;
-    bytes[55] = 0xf0;
+    bytes[55] = 0xe0;
     assert_eq!(Probe::decode(&bytes), Ok(Probe::default()));
 }
 
