@@ -2,7 +2,7 @@
 //! history of plans.
 //!
 //! [`Storage`] is the narrow seam: everything at the start, one record at a time afterwards. The
-//! controller writes behind its own back ([`Store`]): a slow disk holds up nobody, and one that is
+//! controller writes behind its own back (`Store`): a slow disk holds up nobody, and one that is
 //! full is said and counted while planning goes on.
 
 mod sqlite;
