@@ -89,10 +89,11 @@ impl Brownout {
         self.delay_out.forgive();
     }
 
-    /// The link is not up. What was lost then is no brownout; but what delay was normal before still
-    /// is: a delay that grows by more than the detection time looks like a short outage.
+    /// The link is not up. What is lost then is no brownout. But what was normal before still is, and
+    /// a degraded link stays so: a delay that grows by more than the detection time looks like a
+    /// short outage, and so do some probes in a row that a lossy link loses.
     pub fn interrupt(&mut self) {
-        self.loss_out = LossWatch::default();
+        self.loss_out.interrupt();
     }
 
     /// Forgets everything: the peer has restarted, and its clock with it.

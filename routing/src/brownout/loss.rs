@@ -94,6 +94,12 @@ impl LossWatch {
         }
     }
 
+    /// What has been lost lately is no evidence.
+    pub(super) fn interrupt(&mut self) {
+        self.counts.clear();
+        self.wants_proof = false;
+    }
+
     pub(super) fn is_degraded(&self) -> bool {
         self.spell.is_some()
     }
@@ -364,6 +370,9 @@ mod tests {
             let mut path = Path::new(seed);
             path.run(66, 0.0, 10.0, true);
             assert!(path.run(66, 0.2, 10.0, true).is_some());
+            // Some probes lost in a row look like an outage.
+            path.watch.interrupt();
+            assert!(path.watch.is_degraded());
             let early = path.run(33, 0.2, 30.0, false);
             assert_eq!(early, None, "seed {seed}");
             let healed = path.run(33, 0.0, 30.0, false).expect("it is well again");
