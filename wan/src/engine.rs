@@ -202,9 +202,10 @@ impl Engine {
     /// A packet has arrived.
     pub(crate) fn deliver(&self, link: &Link, to: &HostNode, datagram: Datagram) {
         let outline = datagram.outline();
-        let fate = to.deliver(datagram);
-        link.count(fate, outline.len);
-        self.trace(fate, &outline);
+        to.deliver(datagram, |fate| {
+            link.count(fate, outline.len);
+            self.trace(fate, &outline);
+        });
     }
 
     /// In real time, a packet due now need not make the detour over the timer thread.

@@ -305,10 +305,11 @@ impl HostNode {
             .expect("no code panics while it holds the tasks")
     }
 
-    /// A packet has arrived.
-    pub(crate) fn deliver(&self, datagram: Datagram) -> Fate {
+    /// A packet has arrived. `fate` is told what became of it before anyone can read it: who has
+    /// read a packet finds it counted.
+    pub(crate) fn deliver(&self, datagram: Datagram, fate: impl FnOnce(Fate)) {
         if !self.is_alive() {
-            return Fate::DeadHost;
+            return fate(Fate::DeadHost);
         }
         let (ip, port) = (datagram.destination.ip(), datagram.destination.port());
         let socket = {
@@ -317,7 +318,10 @@ impl HostNode {
                 .chain(wildcards(ip))
                 .find_map(|&bound| ports.sockets.get(&(port, bound)).cloned())
         };
-        socket.map_or(Fate::NoSocket, |socket| socket.deliver(datagram))
+        match socket {
+            Some(socket) => socket.deliver(datagram, fate),
+            None => fate(Fate::NoSocket),
+        }
     }
 
     fn bind(&self, address: SocketAddr) -> io::Result<Arc<SocketShared>> {

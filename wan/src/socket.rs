@@ -90,18 +90,20 @@ impl SocketShared {
         }
     }
 
-    pub(crate) fn deliver(&self, datagram: Datagram) -> Fate {
+    /// See [`HostNode::deliver`].
+    pub(crate) fn deliver(&self, datagram: Datagram, fate: impl FnOnce(Fate)) {
         let mut inbox = self.inbox();
         let bytes = datagram.payload.len() + DATAGRAM_OVERHEAD;
         if inbox.bytes + bytes > INBOX_BYTES {
-            return Fate::InboxFull;
+            drop(inbox);
+            return fate(Fate::InboxFull);
         }
         inbox.bytes += bytes;
         inbox.datagrams.push_back(datagram);
         let waker = inbox.waker.take();
+        fate(Fate::Delivered);
         drop(inbox);
         waker.into_iter().for_each(Waker::wake);
-        Fate::Delivered
     }
 
     /// Its process has died.
