@@ -39,6 +39,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Introduction {
     pub(crate) name: String,
+    /// Random, new at each start: tells the relay's lives apart.
+    pub(crate) incarnation: u64,
     pub(crate) region: String,
     pub(crate) client_addresses: Vec<SocketAddr>,
     pub(crate) link_addresses: Vec<SocketAddr>,
@@ -128,12 +130,11 @@ impl ControlTask {
                 tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
             }
         }
-        let incarnation: u64 = rng.random();
         let mut wait = FIRST_RETRY;
         for attempt in 0.. {
             let address = &self.controllers[attempt % self.controllers.len()].clone();
             let before = self.host.now();
-            let away = match self.converse(address, incarnation, &mut held).await {
+            let away = match self.converse(address, &mut held).await {
                 Ok(()) => return,
                 Err(away) => away,
             };
@@ -148,12 +149,7 @@ impl ControlTask {
     }
 
     /// One connection to the controller, from register to its end.
-    async fn converse(
-        &mut self,
-        address: &str,
-        incarnation: u64,
-        held: &mut Held,
-    ) -> Result<(), Away> {
+    async fn converse(&mut self, address: &str, held: &mut Held) -> Result<(), Away> {
         let host = self.host.clone();
         let remote = resolve(address).await?;
         let local: SocketAddr = if remote.is_ipv4() {
@@ -176,7 +172,7 @@ impl ControlTask {
             .await
             .map_err(|_| Away::Timeout)??;
         let (mut send, mut receive) = connection.open_bi().await?;
-        let register = self.register(incarnation, held);
+        let register = self.register(held);
         write(&mut send, relay_to_controller::Body::Register(register)).await?;
 
         let mut frames = FrameReader::new(MAX_CONTROL_FRAME);
@@ -321,7 +317,7 @@ impl ControlTask {
         Ok(None)
     }
 
-    fn register(&self, incarnation: u64, held: &Held) -> Register {
+    fn register(&self, held: &Held) -> Register {
         let text = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect();
         let own = &self.introduction;
         Register {
@@ -330,7 +326,7 @@ impl ControlTask {
             software: SOFTWARE.to_owned(),
             client_addresses: text(&own.client_addresses),
             link_addresses: text(&own.link_addresses),
-            incarnation,
+            incarnation: own.incarnation,
             held: Some(held.tables.active.into()),
             latitude: own.latitude,
             longitude: own.longitude,

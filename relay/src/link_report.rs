@@ -70,6 +70,7 @@ fn has_moved(before: &LinkState, link: &LinkState, ago: Duration) -> bool {
             link.degraded_in,
             link.degraded_out,
             link.raw_known,
+            link.peer_incarnation,
         )
     };
     let sent = link.bytes_sent.abs_diff(before.bytes_sent);

@@ -10,6 +10,7 @@ use std::{
 };
 
 use prometheus::Registry;
+use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tradewind_host::Host;
 use tradewind_proto::{PlanId, RelayIndex, Uplink, control::UplinkInfo};
@@ -169,8 +170,10 @@ impl Relay {
         let directory = Arc::new(Directory::default());
         let (news_sender, news) = mpsc::channel(64);
         let (commands, shard_commands) = mpsc::channel(64);
+        let incarnation = host.rng().random();
         let start = ShardStart {
             settings: settings.clone(),
+            incarnation,
             host: host.clone(),
             metrics: metrics.clone(),
             directory,
@@ -192,6 +195,7 @@ impl Relay {
             controllers: settings.controllers,
             introduction: Introduction {
                 name: settings.name.clone(),
+                incarnation,
                 region: settings.region,
                 client_addresses: advertised(
                     settings.client_advertise,
@@ -388,6 +392,7 @@ struct Bound {
 /// What a shard is started with.
 struct ShardStart {
     settings: RelaySettings,
+    incarnation: u64,
     host: Arc<dyn Host>,
     metrics: Arc<Metrics>,
     directory: Arc<Directory>,
@@ -442,6 +447,7 @@ impl ShardStart {
         )?;
         let config = ShardConfig {
             name: settings.name,
+            incarnation: self.incarnation,
             client_server: certificates.client_server,
             link_server: certificates.link_server,
             link_client: certificates.link_client,

@@ -50,9 +50,6 @@ pub struct PlannerConfig {
     pub hold: Duration,
     /// How long a next hop that took part in a change by choice is not chosen again.
     pub choice_rest: Duration,
-    /// How long after the first plan changes do not count as choices: the figures of links that
-    /// have only just been measured still get better, and must be followed.
-    pub warm_up: Duration,
     /// How long half of the network must be gone before it is believed.
     pub grace: Duration,
     /// The first plan is made when all links of the expected relays are measured, or when nothing
@@ -80,7 +77,6 @@ impl Default for PlannerConfig {
             total_margin: 0.01,
             hold: Duration::from_millis(1_200),
             choice_rest: Duration::from_secs(60),
-            warm_up: Duration::from_secs(10),
             grace: Duration::from_secs(3),
             settle: Duration::from_secs(1),
             first_plan_within: Duration::from_secs(5),
@@ -160,7 +156,6 @@ pub struct Planner {
     /// Empty before the first plan.
     profiles: Vec<Profile>,
     tables: Option<PlanTables>,
-    first_plan_at: Duration,
     coverage: Coverage,
     belief: Belief,
 }
@@ -177,7 +172,6 @@ impl Planner {
             names: Vec::new(),
             profiles: Vec::new(),
             tables: None,
-            first_plan_at: Duration::ZERO,
             coverage: Coverage::default(),
             belief: Belief::default(),
         }
@@ -237,7 +231,6 @@ impl Planner {
         };
         self.belief
             .doubt(self.config.grace, input.now, input.live, cost);
-        self.first_plan_at = input.now;
         let config = self.config.clone();
         let step = step_of(&config, input);
         self.profiles = input
@@ -264,13 +257,11 @@ impl Planner {
             reasons.extend(profile.follow(&step, given));
             profile.look(&step);
         }
-        let counts = input.now >= self.first_plan_at + config.warm_up;
         let mut acceptance = Acceptance {
             config: &config,
             now: input.now,
             names: input.names,
             any_due: self.profiles.iter().any(|profile| profile.any_due(&step)),
-            chosen_at: counts.then_some(input.now),
             reasons,
         };
         for profile in &mut self.profiles {

@@ -53,6 +53,8 @@ struct View {
     /// How many probes the shares of loss are of; 0: not said.
     loss_probes: u32,
     packets_received: u64,
+    /// Which life of the peer this is about; 0: not said.
+    peer_incarnation: u64,
     /// The peer's process has restarted and this end has not noticed yet: what it says is about
     /// the peer's earlier life.
     outlived: bool,
@@ -136,7 +138,8 @@ impl Links {
     ) -> Changes {
         let before = self.usable_both(now, reporter, peer, uplink, registry);
         let view = self.views.entry(reporter, peer, uplink, View::default);
-        let begun_anew = link.packets_received < view.packets_received;
+        let begun_anew = link.packets_received < view.packets_received
+            || link.peer_incarnation != view.peer_incarnation;
         let up = link.state() == State::Up;
         if view.outlived && (!up || begun_anew || now >= view.at + VIEW_LIFETIME) {
             view.outlived = false;
@@ -154,6 +157,7 @@ impl Links {
             drift_ppb: link.drift_ppb,
             loss_probes: link.loss_probes,
             packets_received: link.packets_received,
+            peer_incarnation: link.peer_incarnation,
             outlived: view.outlived,
         };
         let after = self.usable_both(now, reporter, peer, uplink, registry);
@@ -164,14 +168,15 @@ impl Links {
     }
 
     /// The process of `relay` has restarted: what it said is void, and what others say about it
-    /// is about its earlier life until they notice.
-    pub(super) fn restarted(&mut self, relay: RelayIndex) {
+    /// is about its earlier life until they notice. Some may have noticed before the relay has
+    /// reached the controller.
+    pub(super) fn restarted(&mut self, relay: RelayIndex, incarnation: u64) {
         self.views.retain_in_row(relay, |_, _| false);
         if let Some(confirmed) = self.confirmed.get_mut(relay.as_usize()) {
             *confirmed = None;
         }
         for view in self.views.column_mut(relay) {
-            view.outlived |= view.state == State::Up;
+            view.outlived |= view.state == State::Up && view.peer_incarnation != incarnation;
         }
     }
 

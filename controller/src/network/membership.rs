@@ -23,6 +23,7 @@ impl Network {
             return self.close(connection, CloseCode::Protocol, "registered twice");
         }
         let name = register.name.clone();
+        let incarnation = register.incarnation;
         let held = register.held.as_ref().and_then(PlanName::id);
         let admitted = match held {
             _ if self.is_refused(&name) => Err(format!(
@@ -69,7 +70,7 @@ impl Network {
             self.close(old, CloseCode::Replaced, "the relay has connected again");
         }
         if admitted.restarted {
-            self.links.restarted(admitted.index);
+            self.links.restarted(admitted.index, incarnation);
             self.traffic.restarted(admitted.index);
             self.demand.restarted(u32::from(admitted.index.0));
             self.forget_what_is_held(admitted.index);

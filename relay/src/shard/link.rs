@@ -40,6 +40,8 @@ const LAST_REDIAL: Duration = Duration::from_secs(1);
 pub(crate) struct Link {
     /// The other relay: known from the start by who dials, from its greeting by who answers.
     pub(super) peer: Option<RelayIndex>,
+    /// Which life of the other relay: as it has greeted; 0 before.
+    pub(super) peer_incarnation: u64,
     pub(super) uplink: Uplink,
     dialed: bool,
     since: Instant,
@@ -77,6 +79,7 @@ impl Link {
     ) -> Self {
         Self {
             peer,
+            peer_incarnation: 0,
             uplink,
             dialed,
             since: now,
@@ -282,11 +285,8 @@ impl Shard {
 
     /// The handshake of a link is complete: who dialled greets.
     pub(super) fn link_connected(&mut self, key: ConnKey, now: Instant) {
-        let hello = frame_message(&LinkHello {
-            relay: self.name.clone(),
-            uplink: u32::from(self.endpoints(key.port).uplink.0),
-            software: super::SOFTWARE.to_owned(),
-        });
+        let uplink = self.endpoints(key.port).uplink;
+        let hello = frame_message(&self.greeting(uplink));
         let Some(conn) = self.conn_mut(key) else {
             return;
         };
@@ -298,6 +298,15 @@ impl Shard {
         }
         self.timers
             .push(now + HELLO_PATIENCE, TimerKey::Greeting(key));
+    }
+
+    fn greeting(&self, uplink: Uplink) -> LinkHello {
+        LinkHello {
+            relay: self.name.clone(),
+            uplink: u32::from(uplink.0),
+            software: super::SOFTWARE.to_owned(),
+            incarnation: self.incarnation,
+        }
     }
 
     /// A message on a link's control stream: the only one there is, is the greeting.
@@ -322,11 +331,7 @@ impl Shard {
             return;
         };
         let uplink = self.endpoints(key.port).uplink;
-        let answer = frame_message(&LinkHello {
-            relay: self.name.clone(),
-            uplink: u32::from(uplink.0),
-            software: super::SOFTWARE.to_owned(),
-        });
+        let answer = frame_message(&self.greeting(uplink));
         let Some(conn) = self.conn_mut(key) else {
             return;
         };
@@ -357,6 +362,7 @@ impl Shard {
             return;
         }
         link.peer = Some(member.index);
+        link.peer_incarnation = hello.incarnation;
         link.greeted = true;
         link.since = now;
         let dialed = link.dialed;

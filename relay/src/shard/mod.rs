@@ -88,6 +88,8 @@ pub(crate) struct Limits {
 /// What a shard needs to begin.
 pub(crate) struct ShardConfig {
     pub(crate) name: String,
+    /// Random, new at each start: tells the relay's lives apart.
+    pub(crate) incarnation: u64,
     pub(crate) client_server: Arc<ServerConfig>,
     pub(crate) link_server: Arc<ServerConfig>,
     pub(crate) link_client: quinn_proto::ClientConfig,
@@ -156,6 +158,7 @@ pub(crate) type ClassBytes = [u64; Class::ALL.len()];
 /// The data plane of one core.
 pub(crate) struct Shard {
     name: String,
+    incarnation: u64,
     rng: Rng,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -225,6 +228,7 @@ impl Shard {
         timers.push(now + RENEWAL, TimerKey::Renewal);
         Self {
             name: config.name,
+            incarnation: config.incarnation,
             rng,
             limits: config.limits,
             metrics: config.metrics,

@@ -132,6 +132,7 @@ impl Shard {
                 raw_age_us: u32::try_from(estimate.raw_age_us).unwrap_or(u32::MAX),
                 drift_ppb: estimate.drift_ppb.unwrap_or(0),
                 loss_probes: probes(estimate.loss_in).max(probes(estimate.loss_out)),
+                peer_incarnation: link.peer_incarnation,
             });
         }
         states

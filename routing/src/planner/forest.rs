@@ -185,8 +185,6 @@ pub(super) struct Acceptance<'a> {
     pub(super) names: &'a [String],
     /// When one tree is due, those that are nearly due go along: fewer plans.
     pub(super) any_due: bool,
-    /// When changes count as choices: now, or not yet.
-    pub(super) chosen_at: Option<Duration>,
     pub(super) reasons: Vec<String>,
 }
 
@@ -204,7 +202,7 @@ impl Acceptance<'_> {
             };
             if due {
                 self.reasons.push(candidate.reason(self.names, way));
-                slot.accept(self.chosen_at);
+                slot.accept(self.now);
                 changed = true;
             }
         }

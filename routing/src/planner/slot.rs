@@ -229,8 +229,8 @@ impl Slot {
         }
     }
 
-    /// Takes the candidate; changes by choice are remembered as of `chosen_at`, if they count.
-    pub(super) fn accept(&mut self, chosen_at: Option<Duration>) {
+    /// Takes the candidate; changes by choice are remembered as of `now`.
+    pub(super) fn accept(&mut self, now: Duration) {
         let Some(candidate) = self.seen.take().and_then(|seen| seen.candidate) else {
             return;
         };
@@ -238,10 +238,9 @@ impl Slot {
             let (old, new) = (self.tree.parent(relay), candidate.tree.parent(relay));
             if let (Some(old), Some(new)) = (old, new)
                 && old != new
-                && let Some(at) = chosen_at
             {
-                self.chosen.insert((relay, old), at);
-                self.chosen.insert((relay, new), at);
+                self.chosen.insert((relay, old), now);
+                self.chosen.insert((relay, new), now);
             }
         }
         self.tree = candidate.tree;

@@ -32,6 +32,8 @@ struct World {
     storage: MemoryStorage,
     /// A second line between two places, and its one-way delay in microseconds while it works.
     second_uplink: Option<(usize, usize, Option<u32>)>,
+    /// Relays say which life of a peer their links are with; the software before does not.
+    tell_lives: bool,
     activated: Vec<PlanId>,
 }
 
@@ -100,6 +102,7 @@ impl World {
             saved: Vec::new(),
             storage: MemoryStorage::default(),
             second_uplink: None,
+            tell_lives: false,
             activated: Vec::new(),
         }
     }
@@ -233,6 +236,9 @@ impl World {
                     link.raw_in_us = i64::from(inward) + clocks;
                     link.raw_out_us = i64::from(outward) - clocks;
                     link.packets_received = self.now.as_millis() as u64;
+                    if self.tell_lives {
+                        link.peer_incarnation = self.relays[peer].incarnation;
+                    }
                 }
                 link
             })

@@ -170,6 +170,22 @@ fn a_restarted_relay_is_measured_anew_before_it_is_used() {
 }
 
 #[test]
+fn what_was_said_of_a_restarted_relay_before_it_has_registered_stays_true() {
+    let mut world = World::running(triangle());
+    world.tell_lives = true;
+    world.run(Duration::from_secs(2));
+    // Its peers have links with its new life before the controller hears of that.
+    world.disconnect(1);
+    world.relays[1].incarnation += 1;
+    world.relays[1].sequence = 0;
+    world.run(Duration::from_secs(2));
+    world.connect(1);
+    assert_eq!(world.network.matrix(world.now).state[0][1], "up");
+    let path = world.path(0, 2);
+    assert_eq!(path.path, ["relay-0", "relay-1", "relay-2"]);
+}
+
+#[test]
 fn a_link_nobody_reports_any_more_is_unknown_not_free() {
     let mut world = World::running(triangle());
     for _ in 0..12 {
