@@ -277,18 +277,6 @@ fn a_dead_relay_is_left_out_at_once_and_comes_back_by_itself() {
 }
 
 #[test]
-fn while_links_are_new_their_figures_are_followed_there_and_back() {
-    let mut world = World::new(diamond());
-    world.step();
-    for (ms, via) in [(5.0, 2), (30.0, 1), (5.0, 2)] {
-        world.set_both(0, 2, ms);
-        world.set_both(2, 3, ms);
-        world.run(2.0);
-        assert_eq!(world.path(0, 3), [0, via, 3]);
-    }
-}
-
-#[test]
 fn two_equal_ways_whose_delay_follows_the_load_change_once_a_minute_at_most() {
     let mut world = World::planned(diamond());
     let minutes = 10;
