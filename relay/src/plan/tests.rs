@@ -78,6 +78,7 @@ fn whoever_the_plan_has_others_cross_is_a_spare_within_the_same_rules() {
     table.trees = vec![tree(&[2, 7, 5], 0), tree(&[2, 5, 7], 2)];
     table.restricted_backups = vec![backup(7, &[7, 5], 2)];
     table.backups.clear();
+    table.weights.clear();
     let plan = Plan::from_part(&part).expect("a good plan");
     let spares = |profile, rules| -> Vec<u16> {
         let spares = plan.spares(profile, rules).iter();
