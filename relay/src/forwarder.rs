@@ -47,9 +47,10 @@ pub(crate) enum Verdict {
 ///
 /// A packet follows the tree of the plan it is stamped with, by the rule of
 /// [`tradewind_routing::next_hop`]. When the next hop is down, or degraded and dearer than a
-/// candidate, the packet is deflected: to one of the plan's candidates, and from there directly to
-/// the destination; at most twice, never to a relay it has passed (so nothing can loop), and only to
-/// candidates of the rule set that its tree obeys. The direct link to the destination crosses nobody:
+/// candidate, the packet is deflected: to one of the plan's candidates, or where all of them are down
+/// to any neighbour, and from there directly to the destination; at most twice, never to a relay it
+/// has passed (so nothing can loop), and only to relays that the rule set of its tree lets it cross.
+/// The direct link to the destination crosses nobody:
 /// it is within every rule set, and the last resort. A packet with a plan that is not held here goes
 /// by the direct link.
 pub(crate) fn route(
@@ -70,9 +71,10 @@ pub(crate) fn route(
     }
     let plan = tables.plan(header.plan);
     let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
-    let candidates = plan.map_or(&[][..], |plan| {
+    let (candidates, spares) = plan.map_or((&[][..], &[][..]), |plan| {
         let rules = plan.rules_of(header.profile, header.tree);
-        plan.candidates(header.profile, rules, target)
+        let candidates = plan.candidates(header.profile, rules, target);
+        (candidates, plan.spares(header.profile, rules))
     });
     let decision = next_hop(
         &Situation {
@@ -85,6 +87,7 @@ pub(crate) fn route(
             0 => (candidate.relay, f64::INFINITY),
             cost_us => (candidate.relay, f64::from(cost_us)),
         }),
+        spares.iter().copied(),
         &neighbour,
         |relay| relay == tables.me || header.has_visited(relay),
     );
@@ -290,6 +293,20 @@ mod tests {
             route(&packet, &tables(), dead),
             link(3, Some(Deflection::Failure))
         );
+    }
+
+    #[test]
+    fn where_all_backups_are_down_whoever_else_may_be_crossed_is_asked() {
+        // Relay 2 is a backup towards 3, and nobody has a way or a backup towards 4.
+        let dead = down(&[4]);
+        let spare = Some(Deflection::Failure);
+        assert_eq!(route(&header(4), &tables(), dead), link(1, spare));
+        assert_eq!(route(&header(4), &tables(), down(&[4, 1])), link(2, spare));
+        // Not relay 2, when the packet must not cross it.
+        let mut restricted = header(4);
+        restricted.tree = 1;
+        let verdict = route(&restricted, &tables(), down(&[4, 1]));
+        assert_eq!(verdict, Verdict::Drop(DropReason::NoWay));
     }
 
     #[test]

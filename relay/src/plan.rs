@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     /// begin.
     starts: Vec<u32>,
     candidates: Vec<Candidate>,
+    /// `[profile][rule set]`: the relays that packets of the rule set may cross, nearest first.
+    spares: Vec<Vec<RelayIndex>>,
     selectors: Vec<Selection>,
 }
 
@@ -129,6 +131,7 @@ impl Plan {
             hops: layouts.iter().flat_map(Layout::all_hops).collect(),
             rules: layouts.each_ref().map(|layout| layout.rules),
             restricted: restricted(&layouts),
+            spares: layouts.iter().flat_map(Layout::spares).collect(),
             weights: layouts
                 .into_iter()
                 .flat_map(|layout| layout.weights)
@@ -172,6 +175,11 @@ impl Plan {
         let row = known(profile) * RULE_SETS + usize::from(rules) % RULE_SETS;
         let at = row * self.size + destination;
         &self.candidates[self.starts[at] as usize..self.starts[at + 1] as usize]
+    }
+
+    /// The relays that packets of a rule set may cross, whatever their destination, nearest first.
+    pub(crate) fn spares(&self, profile: u8, rules: u8) -> &[RelayIndex] {
+        &self.spares[known(profile) * RULE_SETS + usize::from(rules) % RULE_SETS]
     }
 
     /// The rule set of what an app sends to single users.
@@ -348,6 +356,38 @@ impl Layout {
         (0..TREES).flat_map(move |tree| {
             let hops = self.trees.get(tree).or_else(|| self.trees.first());
             (0..size).map(move |destination| hops.map_or(Hop::NONE, |hops| hops[destination]))
+        })
+    }
+
+    /// By rule set: the relays that packets of it may cross, as far as the plan tells, for it has
+    /// some cross them on the way to others. By what the way to them costs.
+    fn spares(&self) -> impl Iterator<Item = Vec<RelayIndex>> + '_ {
+        let size = self.weights.len();
+        (0..RULE_SETS).map(move |rules| {
+            let own = self.trees.iter().zip(self.rules);
+            let trees = || own.clone().filter(|tree| usize::from(tree.1) == rules);
+            let by_tree = trees().flat_map(|(hops, _)| {
+                let hops = hops.iter().map(|hop| hop.next).enumerate();
+                hops.filter(|&(_, next)| next != RelayIndex::NONE)
+            });
+            let lists = &self.candidates[rules * size..(rules + 1) * size];
+            let deflected = lists.iter().enumerate().flat_map(|(destination, list)| {
+                list.iter()
+                    .map(move |candidate| (destination, candidate.relay))
+            });
+            let mut spares: Vec<RelayIndex> = by_tree
+                .chain(deflected)
+                .filter(|&(destination, next)| next.as_usize() != destination)
+                .map(|(_, next)| next)
+                .collect();
+            let far = |relay: RelayIndex| {
+                let hops = trees().filter_map(|(hops, _)| hops.get(relay.as_usize()));
+                let known = hops.filter(|hop| hop.next != RelayIndex::NONE && hop.cost_us > 0);
+                known.map(|hop| hop.cost_us).min().unwrap_or(u32::MAX)
+            };
+            spares.sort_unstable_by_key(|&relay| (far(relay), relay));
+            spares.dedup();
+            spares
         })
     }
 

@@ -295,7 +295,8 @@ impl LinkEstimator {
         let smoothed = smooth(numbers.smoothed, numbers.round_trips, rtt as f64);
         numbers.smoothed = Some(smoothed);
         self.live.set_delay(rtt, smoothed.deviation as u64);
-        self.live.round_trip();
+        let took = micros(sample.rtt.unwrap_or_default()) + sample.held_us;
+        self.live.round_trip(now.saturating_sub(took));
     }
 
     /// Any authentic packet from the peer is a sign of life of its direction.

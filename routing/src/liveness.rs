@@ -35,6 +35,8 @@ pub(crate) struct Liveness {
     /// We have asked the peer to probe fast, and it has not answered yet.
     called_at: Option<u64>,
     round_trips: u32,
+    /// When the link went down last.
+    down_at_us: Option<u64>,
     /// The peer says what it thinks of the link: an older version does not.
     peer_tells: bool,
     rtt_us: u64,
@@ -54,6 +56,7 @@ impl Liveness {
             round_trip_at: 0,
             called_at: None,
             round_trips: 0,
+            down_at_us: None,
             peer_tells: false,
             rtt_us: 0,
             deviation_us: 0,
@@ -105,8 +108,8 @@ impl Liveness {
         self.called_at = None;
         self.peer_tells = peer_says.is_some();
         if self.state == LinkState::Up && peer_says == Some(LinkState::Down) {
-            // It hears nothing of us. (If it were an old opinion we would not be up again yet: our
-            // round trips are completed by probes that it sends after it has heard us.)
+            // It hears nothing of us. (If it were an old opinion we would not be up again yet: see
+            // [`Liveness::round_trip`].)
             self.set_state(LinkState::Down);
             return true;
         }
@@ -117,9 +120,18 @@ impl Liveness {
         anew
     }
 
-    /// A probe of ours has come back.
-    pub(crate) fn round_trip(&mut self) {
+    /// A probe of ours has come back that was sent at `sent_us`.
+    ///
+    /// A link that was down is up again by probes sent *since*: before they are back the peer has
+    /// heard that the link was down, and has heard us after that. What it says from then on is no
+    /// echo of our own "down". Were those counted that were under way when the link went down, the
+    /// two ends of a long one could take each other down in turn for ever: each up again by old
+    /// probes just when the other's answer to its last "down" arrives.
+    pub(crate) fn round_trip(&mut self, sent_us: u64) {
         self.round_trip_at = self.awake_us;
+        if self.down_at_us.is_some_and(|down_at| sent_us < down_at) {
+            return;
+        }
         self.round_trips = self.round_trips.saturating_add(1);
         if self.state == LinkState::Warming && self.round_trips >= self.config.warm_round_trips {
             self.state = LinkState::Up;
@@ -133,6 +145,9 @@ impl Liveness {
     }
 
     pub(crate) fn set_state(&mut self, state: LinkState) {
+        if state == LinkState::Down {
+            self.down_at_us = Some(self.now_us);
+        }
         self.state = state;
         self.round_trips = 0;
     }

@@ -199,7 +199,7 @@ fn too_silent(
     facts: &Facts<'_>,
     log: &Log,
     places: (usize, usize),
-    path: &dyn Fn(u32) -> Option<Vec<usize>>,
+    way_of: &dyn Fn(u32) -> Option<Vec<usize>>,
 ) -> Option<Silence> {
     let mut worst: Option<Silence> = None;
     let last_sent = log.sent.last()?.saturating_sub(facts.origin);
@@ -211,10 +211,21 @@ fn too_silent(
     arrivals.push((last_sent, None));
     for silence in arrivals.windows(2) {
         let ((begins, number), (ends, next)) = (silence[0], silence[1]);
-        let path = number.and_then(path).unwrap_or_default();
+        let path = number.and_then(way_of).unwrap_or_default();
         let (Some(&edge_in), Some(&edge_out)) = (path.first(), path.last()) else {
             continue;
         };
+        let lost = number.map_or(0, |last| last + 1)..next.unwrap_or(log.sent.len() as u32);
+        // The session of an end that lost its edge, or the way to it, while the packet before the
+        // silence was under way is as much over as when that happens after it has arrived.
+        let left = number
+            .and_then(|number| log.sent.get(number as usize))
+            .map_or(begins, |sent| sent.saturating_sub(facts.origin))
+            .min(begins);
+        // The flow may have come to another way meanwhile.
+        let mut ways = vec![path.clone()];
+        ways.extend(next.and_then(way_of));
+        ways.extend(lost.clone().filter_map(way_of));
         let delay = next
             .and_then(|next| log.sent.get(next as usize))
             .map_or(Duration::ZERO, |sent| {
@@ -226,7 +237,8 @@ fn too_silent(
             let changed = facts.ground.last_change(to);
             let from = changed.max(begins);
             let healthy = facts.ground.throughout(from, to, |now| {
-                path.windows(2)
+                ways.iter()
+                    .flat_map(|way| way.windows(2))
                     .all(|link| !now.is_degraded(link[0], link[1]))
             });
             let by_chance = if healthy { Duration::ZERO } else { BY_CHANCE };
@@ -235,7 +247,7 @@ fn too_silent(
             let way = || {
                 facts
                     .ground
-                    .throughout(begins, to - Duration::from_nanos(1), |now| {
+                    .throughout(left, to - Duration::from_nanos(1), |now| {
                         now.is_up(edge_in)
                             && now.is_up(edge_out)
                             && now.is_open(places.0, edge_in)
@@ -249,12 +261,11 @@ fn too_silent(
             };
             let longest = worst.as_ref().map_or(Duration::ZERO, |worst| worst.lasted);
             if silent > bound && silent > longest && way() {
-                let end = next.unwrap_or(log.sent.len() as u32);
                 worst = Some(Silence {
                     from,
                     lasted: silent,
                     bound,
-                    lost: number.map_or(0, |last| last + 1)..end,
+                    lost: lost.clone(),
                 });
             }
             to = from;
@@ -306,7 +317,8 @@ fn happened(facts: &Facts<'_>, at: Duration) -> String {
     words.join(", ")
 }
 
-/// The round trip of the slowest link that what happened then may have failed.
+/// The round trip of the slowest link that what happened then may have failed; or what is left of that
+/// of one that failed shortly before: it is not found any sooner for something else that happens.
 fn slowest_at(facts: &Facts<'_>, at: Duration) -> Duration {
     let matrix = &facts.scenario.matrix;
     let rtt = |a: usize, b: usize| {
@@ -326,8 +338,11 @@ fn slowest_at(facts: &Facts<'_>, at: Duration) -> Duration {
         }
         _ => Duration::ZERO,
     };
-    let then = facts.applied.iter().filter(|applied| applied.at == at);
-    then.map(link).max().unwrap_or_default()
+    let until_then = facts.applied.iter().filter(|applied| applied.at <= at);
+    until_then
+        .map(|applied| (applied.at + link(applied)).saturating_sub(at))
+        .max()
+        .unwrap_or_default()
 }
 
 fn calm(facts: &Facts<'_>, found: &mut Vec<Violation>) {
@@ -483,6 +498,73 @@ mod tests {
             at(5, FaultKind::Restart(Who::Relay(1))),
         ];
         assert_eq!(silence(&dead, S(9)), None);
+    }
+
+    #[test]
+    fn an_edge_that_died_with_a_packet_under_way_ended_the_session() {
+        // The last packet is sent at 2.8 s and arrives 10 ms later.
+        let at = |ms, what| Applied { at: MS(ms), what };
+        let who = Who::Relay(0);
+        let dead = [
+            at(2_803, FaultKind::Kill(who)),
+            at(2_806, FaultKind::Restart(who)),
+        ];
+        assert_eq!(silence(&dead, S(9)), None);
+        // That of a relay between them, or before the packet was sent, is no excuse.
+        let dead = [
+            at(2_703, FaultKind::Kill(who)),
+            at(2_706, FaultKind::Restart(who)),
+        ];
+        assert!(silence(&dead, S(9)).is_some());
+        let who = Who::Relay(2);
+        let dead = [
+            at(2_803, FaultKind::Kill(who)),
+            at(2_806, FaultKind::Restart(who)),
+        ];
+        assert!(silence(&dead, S(9)).is_some());
+    }
+
+    #[test]
+    fn a_link_is_not_found_dead_any_sooner_for_what_happens_next() {
+        let at = |ms, what| Applied { at: MS(ms), what };
+        let cut = at(3_000, FaultKind::Cut(0, 2));
+        let then = at(3_020, FaultKind::Kill(Who::Relay(1)));
+        let applied = [cut, then];
+        let world = world(&applied);
+        let facts = facts(&world, &applied, &[]);
+        let matrix = &world.0.matrix;
+        let rtt = |a, b| matrix.one_way(a, b).unwrap() + matrix.one_way(b, a).unwrap();
+        assert_eq!(slowest_at(&facts, S(3)), rtt(0, 2));
+        let of_relay = rtt(1, 0).max(rtt(1, 2));
+        let left = rtt(0, 2) - MS(20);
+        assert_eq!(slowest_at(&facts, MS(3_020)), of_relay.max(left));
+        assert_eq!(slowest_at(&facts, MS(3_040)), of_relay.max(left) - MS(20));
+        assert_eq!(slowest_at(&facts, S(4)), Duration::ZERO);
+    }
+
+    #[test]
+    fn on_a_bad_link_packets_in_a_row_are_lost_by_chance_though_the_one_before_went_elsewhere() {
+        let applied = [Applied {
+            at: S(3),
+            what: FaultKind::Brownout(0, 2, super::super::faults::Worse::Loss(300_000)),
+        }];
+        let world = world(&applied);
+        let facts = facts(&world, &applied, &[]);
+        let (good, bad) = (
+            |_| Some(vec![0, 1]),
+            |number| {
+                Some(if number < 15 {
+                    vec![0, 1]
+                } else {
+                    vec![0, 2, 1]
+                })
+            },
+        );
+        let log = silent_until(MS(4_200));
+        assert!(too_silent(&facts, &log, (0, 1), &good).is_some());
+        assert!(too_silent(&facts, &log, (0, 1), &bad).is_none());
+        let longer = silent_until(MS(5_200));
+        assert!(too_silent(&facts, &longer, (0, 1), &bad).is_some());
     }
 
     fn plan(at: Duration, number: u32, next: &str) -> PlanInForce {

@@ -72,6 +72,28 @@ fn next(plan: &Plan, profile: u8, tree: u8, to: u16) -> Option<u16> {
 }
 
 #[test]
+fn whoever_the_plan_has_others_cross_is_a_spare_within_the_same_rules() {
+    let mut part = part();
+    let table = &mut part.profiles[0];
+    table.trees = vec![tree(&[2, 7, 5], 0), tree(&[2, 5, 7], 2)];
+    table.restricted_backups = vec![backup(7, &[7, 5], 2)];
+    table.backups.clear();
+    table.weights.clear();
+    let plan = Plan::from_part(&part).expect("a good plan");
+    let spares = |profile, rules| -> Vec<u16> {
+        let spares = plan.spares(profile, rules).iter();
+        spares.map(|relay| relay.0).collect()
+    };
+    // 5 is at 10 ms, 7 at 20.
+    assert_eq!(spares(0, 0), [5, 7]);
+    // A way or a backup that ends there crosses nobody.
+    assert_eq!(spares(0, 2), [5]);
+    assert!(spares(0, 1).is_empty());
+    // What economy has not is realtime's.
+    assert_eq!(spares(1, 2), [5]);
+}
+
+#[test]
 fn each_tree_leads_its_own_way_with_its_uplink_and_cost() {
     let plan = plan();
     assert_eq!(next(&plan, 0, 0, 7), Some(5));

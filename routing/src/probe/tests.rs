@@ -375,6 +375,37 @@ fn an_echo_counts_once_and_only_with_our_own_stamp() {
     );
 }
 
+#[test]
+fn the_ends_of_a_long_link_do_not_take_each_other_down_in_turn() {
+    // Each way there are more probes under way than a link needs to be up again.
+    for delay_us in [150_000, 250_000, 400_000] {
+        for silent in [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]] {
+            let mut pair = Pair::new();
+            pair.delay_us = [delay_us; 2];
+            pair.run(5_000_000, |_| ());
+            pair.loss = silent;
+            pair.run(400_000, |_| ());
+            pair.loss = [0.0; 2];
+            let mut before = [0, 1].map(|end| pair.ends[end].state());
+            let mut downs = [0; 2];
+            pair.run(10_000_000, |pair| {
+                for end in 0..2 {
+                    let state = pair.ends[end].state();
+                    if state == LinkState::Down && before[end] != LinkState::Down {
+                        downs[end] += 1;
+                    }
+                    before[end] = state;
+                }
+            });
+            assert!(
+                downs.iter().all(|&downs| downs <= 1),
+                "{delay_us}: {downs:?}"
+            );
+            assert_eq!(before, [LinkState::Up; 2], "{delay_us}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn nothing_that_can_be_received_makes_a_session_panic_or_lie(

@@ -182,6 +182,8 @@ pub(crate) fn follow(
                 .candidates_with_cost(at, to)
                 .collect::<Vec<_>>()
                 .into_iter(),
+            // Not counted on: they may know no more.
+            std::iter::empty(),
             |hop| health(at, hop),
             |relay| path.contains(&relay),
         );

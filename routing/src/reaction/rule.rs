@@ -70,17 +70,22 @@ pub enum NextHop<R> {
 /// 3. If it is degraded, the first candidate is taken that is up, has not been passed and costs
 ///    less than the degraded way costs now; if there is none, the degraded link (fail open).
 /// 4. If it is down, the first candidate is taken that is up and has not been passed, else the
-///    direct link if that is up; else whichever of them is degraded and costs least now; else there
-///    is no way.
+///    direct link if that is up; else whichever of them is degraded and costs least now.
+/// 5. If all of them are down, any neighbour in `spares` will do that has not been passed: the first
+///    that is up, else the first that is degraded; else there is no way. More has failed than the
+///    plan's candidates are for, or the plan knew no way; a neighbour may, by its own link or its own
+///    candidates.
 ///
-/// The last two are deflections, of which there are two at most: after them there is only the
+/// The last three are deflections, of which there are two at most: after them there is only the
 /// direct link. No relay is ever passed twice, so nothing can loop.
 ///
 /// `candidates` are those of the plan with the costs of their whole ways, best first
-/// ([`crate::Backups::candidates_with_cost`]); they obey the packet's rule set.
+/// ([`crate::Backups::candidates_with_cost`]); they obey the packet's rule set, and so do `spares`,
+/// the neighbours that packets of the rule set may cross, best first.
 pub fn next_hop<R: Copy + PartialEq>(
     packet: &Situation<R>,
     candidates: impl Iterator<Item = (R, f64)> + Clone,
+    spares: impl Iterator<Item = R> + Clone,
     link: impl Fn(R) -> LinkHealth,
     passed: impl Fn(R) -> bool,
 ) -> NextHop<R> {
@@ -133,7 +138,13 @@ pub fn next_hop<R: Copy + PartialEq>(
             _ => None,
         })
         .reduce(|best, other| if other.1 < best.1 { other } else { best })
-        .map_or(NextHop::NoWay, |(hop, _)| deflect(hop))
+        .map(|(hop, _)| hop)
+        .or_else(|| {
+            let new = || spares.clone().filter(|&hop| hop != way && !passed(hop));
+            let up = new().find(|&hop| link(hop) == LinkHealth::Up);
+            up.or_else(|| new().find(|&hop| link(hop) != LinkHealth::Down))
+        })
+        .map_or(NextHop::NoWay, deflect)
 }
 
 #[cfg(test)]
@@ -145,13 +156,25 @@ mod tests {
 
     /// At a relay whose tree leads over 1 at 20 ms, with backups 2 at 25 ms and 3 at 40 ms.
     fn decide(deflections: u8, health: impl Fn(u16) -> LinkHealth, passed: &[u16]) -> NextHop<u16> {
+        decide_with_spares(deflections, &[], health, passed)
+    }
+
+    fn decide_with_spares(
+        deflections: u8,
+        spares: &[u16],
+        health: impl Fn(u16) -> LinkHealth,
+        passed: &[u16],
+    ) -> NextHop<u16> {
         let packet = Situation {
             destination: TO,
             by_tree: Some((1, 20.0)),
             deflections,
         };
         let candidates = [(1, 20.0), (2, 25.0), (3, 40.0)].into_iter();
-        next_hop(&packet, candidates, health, |relay| passed.contains(&relay))
+        let spares = spares.iter().copied();
+        next_hop(&packet, candidates, spares, health, |relay| {
+            passed.contains(&relay)
+        })
     }
 
     fn to(next: u16, deflected: bool) -> NextHop<u16> {
@@ -168,9 +191,9 @@ mod tests {
             by_tree: None,
             deflections: 0,
         };
-        let nothing = std::iter::empty();
+        let (nothing, nobody) = (std::iter::empty(), std::iter::empty());
         assert_eq!(
-            next_hop(&unplanned, nothing, |_| Up, |_| false),
+            next_hop(&unplanned, nothing, nobody, |_| Up, |_| false),
             to(TO, false)
         );
     }
@@ -230,6 +253,55 @@ mod tests {
             _ => Down,
         };
         assert_eq!(decide(0, health, &[]), to(3, true));
+    }
+
+    #[test]
+    fn where_all_that_the_plan_names_is_down_any_neighbour_is_taken_that_may_be_crossed() {
+        let named = [1, 2, 3, TO];
+        let spares = [2, 5, 6, 7];
+        let dead = |gone: &'static [u16]| {
+            move |hop| {
+                if named.contains(&hop) || gone.contains(&hop) {
+                    Down
+                } else {
+                    Up
+                }
+            }
+        };
+        let decide = |deflections, gone, passed: &[u16]| {
+            decide_with_spares(deflections, &spares, dead(gone), passed)
+        };
+        assert_eq!(decide(0, &[], &[]), to(5, true));
+        assert_eq!(decide(0, &[5], &[]), to(6, true));
+        assert_eq!(decide(1, &[], &[5]), to(6, true), "never a way back");
+        assert_eq!(decide(2, &[], &[]), NextHop::NoWay);
+        assert_eq!(decide(0, &[5, 6, 7], &[]), NextHop::NoWay);
+        // Before one of them: whatever the plan names, however bad it is.
+        let bad = |hop| match hop {
+            3 => Degraded { extra: 100.0 },
+            1 | 2 | TO => Down,
+            _ => Up,
+        };
+        assert_eq!(decide_with_spares(0, &spares, bad, &[]), to(3, true));
+        // A bad one is better than none.
+        let only_bad = |hop| {
+            if hop == 7 {
+                Degraded { extra: 1.0 }
+            } else {
+                Down
+            }
+        };
+        assert_eq!(decide_with_spares(0, &spares, only_bad, &[]), to(7, true));
+        // A degraded way is not left for one of which nobody knows what it costs.
+        let browned_out = |hop| match hop {
+            1 => Degraded { extra: 500.0 },
+            2 | 3 => Down,
+            _ => Up,
+        };
+        assert_eq!(
+            decide_with_spares(0, &spares, browned_out, &[]),
+            to(1, false)
+        );
     }
 
     #[test]
