@@ -171,6 +171,17 @@ impl Tables {
         [plan, rest].into_iter().filter_map(|id| self.plan(id))
     }
 
+    /// The plans whose links must be known to work: those that packets are stamped with here, and the
+    /// newest one if it is about to come into force. Its links begin to be probed as soon as it is
+    /// held, so that one that failed while nobody used it is found by the time packets are sent over
+    /// it, and not by them.
+    pub(crate) fn plans_in_use(&self) -> impl Iterator<Item = &Plan> {
+        let newest = self.plans.last_key_value();
+        let coming = newest.filter(|&(&id, _)| id > self.stamping.plan && !self.stamping.stamps(id));
+        self.stamped_plans()
+            .chain(coming.map(|(_, plan)| plan.as_ref()))
+    }
+
     /// The oldest plan that packets are stamped with here.
     pub(crate) fn oldest_stamped(&self) -> PlanId {
         let Stamping { plan, rest, .. } = self.stamping;

@@ -29,11 +29,11 @@ pub(crate) struct Liveness {
     state: LinkState,
     now_us: u64,
     awake_us: u64,
-    /// By the awake clock, as the two below.
+    /// By the awake clock, as the one below.
     heard_at: u64,
     round_trip_at: u64,
-    /// We have asked the peer to probe fast, and it has not answered yet.
-    called_at: Option<u64>,
+    /// We have asked the peer to probe fast, and no probe that we have sent since has come back.
+    called: Option<Called>,
     round_trips: u32,
     /// When the link went down last.
     down_at_us: Option<u64>,
@@ -41,6 +41,13 @@ pub(crate) struct Liveness {
     peer_tells: bool,
     rtt_us: u64,
     deviation_us: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    at_us: u64,
+    /// By the awake clock.
+    awake_us: u64,
 }
 
 impl Liveness {
@@ -54,7 +61,7 @@ impl Liveness {
             awake_us: 0,
             heard_at: 0,
             round_trip_at: 0,
-            called_at: None,
+            called: None,
             round_trips: 0,
             down_at_us: None,
             peer_tells: false,
@@ -105,7 +112,6 @@ impl Liveness {
     /// does not. `true` when the link has to be measured anew.
     pub(crate) fn probed(&mut self, now_us: u64, peer_says: Option<LinkState>) -> bool {
         self.heard(now_us);
-        self.called_at = None;
         self.peer_tells = peer_says.is_some();
         if self.state == LinkState::Up && peer_says == Some(LinkState::Down) {
             // It hears nothing of us. (If it were an old opinion we would not be up again yet: see
@@ -129,6 +135,7 @@ impl Liveness {
     /// probes just when the other's answer to its last "down" arrives.
     pub(crate) fn round_trip(&mut self, sent_us: u64) {
         self.round_trip_at = self.awake_us;
+        self.called.take_if(|called| sent_us >= called.at_us);
         if self.down_at_us.is_some_and(|down_at| sent_us < down_at) {
             return;
         }
@@ -138,10 +145,14 @@ impl Liveness {
         }
     }
 
-    /// The link is about to be used: the peer has a round trip's time to begin probing fast.
+    /// The link is about to be used: the peer has a round trip's time to begin probing fast. That
+    /// it is heard meanwhile says nothing about the way there.
     pub(crate) fn call(&mut self, now_us: u64) {
         self.advance(now_us);
-        self.called_at = Some(self.awake_us);
+        self.called = Some(Called {
+            at_us: self.now_us,
+            awake_us: self.awake_us,
+        });
     }
 
     pub(crate) fn set_state(&mut self, state: LinkState) {
@@ -185,9 +196,9 @@ impl Liveness {
 
     fn silence_deadline(&self) -> u64 {
         let usual = self.heard_at + self.patience_us(self.peer_interval_us);
-        match self.called_at.filter(|_| self.peer_tells) {
+        match self.called.filter(|_| self.peer_tells) {
             Some(called) => {
-                let answer = self.heard_at.max(called + self.rtt_us + self.rtt_us / 4);
+                let answer = called.awake_us + self.rtt_us + self.rtt_us / 4;
                 usual.min(answer + self.patience_us(micros(self.config.fast_interval)))
             }
             None => usual,

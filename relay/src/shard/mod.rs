@@ -420,7 +420,7 @@ impl Shard {
             self.send_clients_elsewhere(SENT_AWAY_WITHIN, now);
         }
         self.update_peers(now);
-        self.plan_use = PlanUse::of(self.tables.stamped_plans().map(|plan| &plan.part));
+        self.plan_use = PlanUse::of(self.tables.plans_in_use().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
             self.homes_warm_at = self.homes_warm_at.max(now + directory::WARM_UP);

@@ -1,4 +1,4 @@
-//! What the stamped plans make of our links, which decides how the budget of probes is shared.
+//! What the plans in use make of our links, which decides how the budget of probes is shared.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(super) struct PlanUse {
 }
 
 impl PlanUse {
-    /// Of the parts of all plans that are stamped.
+    /// Of the parts of all plans that are stamped, or soon will be.
     pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a PlanPart>) -> Self {
         let mut plan_use = Self::default();
         for part in parts {
