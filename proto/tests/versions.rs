@@ -109,6 +109,7 @@ fn plan_part() -> now::PlanPart {
             backups: vec![backup(4, 0)],
             weights: vec![0, 0x0000_4080],
             restricted_backups: vec![backup(5, 2)],
+            may_cross: vec![vec![1], vec![0], vec![1]],
         }],
         selectors: vec![now::Selector {
             app: "clinic".to_owned(),
@@ -211,6 +212,7 @@ fn reports_are_understood_both_ways_and_whole_when_nothing_else_is_said() {
     assert_eq!((link.rtt_min_us, link.raw_out_us), (20_000, -5));
     assert!(!link.degraded_in && !link.degraded_out);
     assert_eq!((link.loss_probes, link.raw_age_us), (0, 0));
+    assert_eq!(link.peer_incarnation, 0);
 
     let report: before::LinkReport = read(&now::LinkReport {
         sequence: 9,

@@ -174,6 +174,7 @@ mod tests {
                     rules: 1,
                     ..Default::default()
                 }],
+                may_cross: vec![vec![0b1_1111], vec![0b1_1011]],
                 ..Default::default()
             }],
             ..Default::default()
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn where_all_backups_are_down_whoever_else_may_be_crossed_is_asked() {
-        // Relay 2 is a backup towards 3, and nobody has a way or a backup towards 4.
+        // There is no way and no backup towards 4.
         let dead = down(&[4]);
         let spare = Some(Deflection::Failure);
         assert_eq!(route(&header(4), &tables(), dead), link(1, spare));
@@ -305,7 +306,8 @@ mod tests {
         // Not relay 2, when the packet must not cross it.
         let mut restricted = header(4);
         restricted.tree = 1;
-        let verdict = route(&restricted, &tables(), down(&[4, 1]));
+        assert_eq!(route(&restricted, &tables(), down(&[4, 1])), link(3, spare));
+        let verdict = route(&restricted, &tables(), down(&[4, 1, 3]));
         assert_eq!(verdict, Verdict::Drop(DropReason::NoWay));
     }
 

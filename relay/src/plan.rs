@@ -84,6 +84,8 @@ struct Layout {
     weights: Vec<[u8; TREES]>,
     /// `[rule set][destination]`.
     candidates: Vec<Vec<Candidate>>,
+    /// `[rule set]`.
+    may_cross: Vec<Vec<RelayIndex>>,
 }
 
 impl Plan {
@@ -249,6 +251,7 @@ impl Layout {
             rules: [0; TREES],
             weights: vec![[0; TREES]; size],
             candidates: vec![Vec::new(); RULE_SETS * size],
+            may_cross: vec![Vec::new(); RULE_SETS],
         };
         let Some(table) = table else {
             return Ok(layout);
@@ -281,6 +284,17 @@ impl Layout {
                 return Err(BadPlan("a restricted backup without a rule set"));
             }
             layout.take_backup(backup, rules, relays)?;
+        }
+        if table.may_cross.len() > RULE_SETS {
+            return Err(BadPlan("too many rule sets"));
+        }
+        for (bits, may_cross) in table.may_cross.iter().zip(&mut layout.may_cross) {
+            if bits.len() != relays.len().div_ceil(8) {
+                return Err(BadPlan("who may be crossed is not a bit per relay"));
+            }
+            let named = |&(at, _): &(usize, &RelayIndex)| bits[at / 8] >> (at % 8) & 1 == 1;
+            let crossed = relays.iter().enumerate().filter(named);
+            may_cross.extend(crossed.map(|(_, &relay)| relay));
         }
         Ok(layout)
     }
@@ -347,6 +361,11 @@ impl Layout {
                 own.clone_from(other);
             }
         }
+        for (own, other) in self.may_cross.iter_mut().zip(&realtime.may_cross) {
+            if own.is_empty() {
+                own.clone_from(other);
+            }
+        }
         self
     }
 
@@ -359,34 +378,18 @@ impl Layout {
         })
     }
 
-    /// By rule set: the relays that packets of it may cross, as far as the plan tells, for it has
-    /// some cross them on the way to others. By what the way to them costs.
+    /// By rule set: the relays that packets of it may cross, by what the way to them costs.
     fn spares(&self) -> impl Iterator<Item = Vec<RelayIndex>> + '_ {
-        let size = self.weights.len();
-        (0..RULE_SETS).map(move |rules| {
+        self.may_cross.iter().zip(0..).map(|(relays, rules)| {
             let own = self.trees.iter().zip(self.rules);
-            let trees = || own.clone().filter(|tree| usize::from(tree.1) == rules);
-            let by_tree = trees().flat_map(|(hops, _)| {
-                let hops = hops.iter().map(|hop| hop.next).enumerate();
-                hops.filter(|&(_, next)| next != RelayIndex::NONE)
-            });
-            let lists = &self.candidates[rules * size..(rules + 1) * size];
-            let deflected = lists.iter().enumerate().flat_map(|(destination, list)| {
-                list.iter()
-                    .map(move |candidate| (destination, candidate.relay))
-            });
-            let mut spares: Vec<RelayIndex> = by_tree
-                .chain(deflected)
-                .filter(|&(destination, next)| next.as_usize() != destination)
-                .map(|(_, next)| next)
-                .collect();
+            let trees = || own.clone().filter(|tree| tree.1 == rules);
             let far = |relay: RelayIndex| {
                 let hops = trees().filter_map(|(hops, _)| hops.get(relay.as_usize()));
                 let known = hops.filter(|hop| hop.next != RelayIndex::NONE && hop.cost_us > 0);
                 known.map(|hop| hop.cost_us).min().unwrap_or(u32::MAX)
             };
-            spares.sort_unstable_by_key(|&relay| (far(relay), relay));
-            spares.dedup();
+            let mut spares = relays.clone();
+            spares.sort_by_cached_key(|&relay| (far(relay), relay));
             spares
         })
     }

@@ -177,7 +177,8 @@ impl Tables {
     /// it, and not by them.
     pub(crate) fn plans_in_use(&self) -> impl Iterator<Item = &Plan> {
         let newest = self.plans.last_key_value();
-        let coming = newest.filter(|&(&id, _)| id > self.stamping.plan && !self.stamping.stamps(id));
+        let coming =
+            newest.filter(|&(&id, _)| id > self.stamping.plan && !self.stamping.stamps(id));
         self.stamped_plans()
             .chain(coming.map(|(_, plan)| plan.as_ref()))
     }

@@ -423,6 +423,11 @@ impl Plan {
             },
             ..ProfileTable::default()
         };
+        table.may_cross = tables
+            .rules
+            .iter()
+            .map(|rules| self.crossable(rules))
+            .collect();
         for rules in 0..tables.backups.len() {
             let backups = self.backups_for(own, profile, rules);
             match rules {
@@ -431,6 +436,17 @@ impl Plan {
             }
         }
         table
+    }
+
+    /// A bit for each member.
+    fn crossable(&self, rules: &TreeRules) -> Vec<u8> {
+        let mut bits = vec![0; self.members.len().div_ceil(8)];
+        for (at, info) in self.members.iter().enumerate() {
+            if rules.may_cross(info.index as usize) {
+                bits[at / 8] |= 1 << (at % 8);
+            }
+        }
+        bits
     }
 
     fn tree_for(&self, own: usize, profile: usize, tree: usize) -> TreeTable {

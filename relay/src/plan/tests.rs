@@ -25,6 +25,7 @@ fn part() -> PlanPart {
             backups: vec![backup(7, &[5, 7], 0)],
             weights: vec![0, 0, weights([1, 3, 0, 0])],
             restricted_backups: vec![backup(5, &[5], 2)],
+            may_cross: vec![vec![0b111], vec![0], vec![0b010]],
         }],
         selectors: vec![
             Selector {
@@ -72,21 +73,14 @@ fn next(plan: &Plan, profile: u8, tree: u8, to: u16) -> Option<u16> {
 }
 
 #[test]
-fn whoever_the_plan_has_others_cross_is_a_spare_within_the_same_rules() {
-    let mut part = part();
-    let table = &mut part.profiles[0];
-    table.trees = vec![tree(&[2, 7, 5], 0), tree(&[2, 5, 7], 2)];
-    table.restricted_backups = vec![backup(7, &[7, 5], 2)];
-    table.backups.clear();
-    table.weights.clear();
-    let plan = Plan::from_part(&part).expect("a good plan");
+fn whoever_may_be_crossed_is_a_spare_nearest_first() {
+    let plan = plan();
     let spares = |profile, rules| -> Vec<u16> {
         let spares = plan.spares(profile, rules).iter();
         spares.map(|relay| relay.0).collect()
     };
-    // 5 is at 10 ms, 7 at 20.
-    assert_eq!(spares(0, 0), [5, 7]);
-    // A way or a backup that ends there crosses nobody.
+    // 5 is at 10 ms, 7 at 20; of 2, which is this relay, no cost is known.
+    assert_eq!(spares(0, 0), [5, 7, 2]);
     assert_eq!(spares(0, 2), [5]);
     assert!(spares(0, 1).is_empty());
     // What economy has not is realtime's.

@@ -32,11 +32,18 @@ fn transit_is_forbidden_for_everybody_or_for_restricted_traffic() {
                 .into_iter()
                 .all(|backup| !backup.relays.contains(&1))
         );
+        assert_eq!(
+            table.may_cross,
+            [[0b1111], [0b1101]],
+            "nor when all of them are down"
+        );
     }
     world.policy("[[forbid_transit]]\nrelays = [\"relay-1\"]");
     world.run(30 * MS);
     assert_eq!(world.walk(0, 2), Some(vec![0, 3, 2]));
-    assert!(world.part(0).selectors.is_empty());
+    let part = world.part(0);
+    assert!(part.selectors.is_empty());
+    assert_eq!(part.profiles[0].may_cross, [[0b1101]]);
     let entry = world.network.plans().next().unwrap();
     assert_eq!(
         (entry.by, entry.reasons[0].as_str()),
