@@ -6,6 +6,7 @@ mod day;
 mod delay;
 mod network;
 mod planner;
+mod probing;
 mod stats;
 mod ways;
 
@@ -25,6 +26,7 @@ Examples:
   tradewind-bench relay-delay --seconds 60 --json
   tradewind-bench planner --relays 100,1000
   tradewind-bench controller --relays 100,1000
+  tradewind-bench probing
   tradewind-bench day --relays 20
   tradewind-bench congestion"
 )]
@@ -44,6 +46,8 @@ enum Command {
     /// A day of a network whose delays swing, simulated: how often plans change, and how long ways
     /// are not the best.
     Day(day::DayArgs),
+    /// What the links of one relay cost while nothing goes over them: processor and bits per second.
+    Probing(probing::ProbingArgs),
     /// The links' congestion control beside CUBIC and BBR, on an emulated path in virtual time.
     Congestion(congestion::CongestionArgs),
     /// The bare forwarder that a relay is compared with.
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Planner(args) => planner::run(&args),
         Command::Controller(args) => controller::run(&args),
         Command::Day(args) => day::run(&args),
+        Command::Probing(args) => probing::run(&args),
         Command::Congestion(args) => congestion::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),
     };

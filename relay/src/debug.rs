@@ -149,6 +149,10 @@ pub struct LinkView {
     pub bytes_sent: u64,
     /// UDP payload received, bytes.
     pub bytes_received: u64,
+    /// UDP packets sent.
+    pub packets_sent: u64,
+    /// UDP packets received.
+    pub packets_received: u64,
 }
 
 impl From<control::LinkState> for LinkView {
@@ -171,6 +175,8 @@ impl From<control::LinkState> for LinkView {
             degraded_out: link.degraded_out,
             bytes_sent: link.bytes_sent,
             bytes_received: link.bytes_received,
+            packets_sent: link.packets_sent,
+            packets_received: link.packets_received,
         }
     }
 }
