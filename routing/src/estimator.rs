@@ -59,7 +59,7 @@ impl Default for EstimatorConfig {
             rtt_window: Duration::from_secs(10),
             step_window: Duration::from_secs(1),
             raw_window: Duration::from_secs(1),
-            loss_window: Duration::from_secs(10),
+            loss_window: Duration::from_secs(20),
             warm_round_trips: 3,
             fast_interval: Duration::from_millis(100),
             detection_floor: Duration::from_millis(240),

@@ -112,7 +112,7 @@ impl Shard {
                 rtt_smoothed_us: micros(estimate.rtt_smoothed),
                 rtt_deviation_us: micros(estimate.rtt_dev),
                 loss_in_ppm: ppm(estimate.loss_in),
-                // A window of ten seconds hides what has just begun.
+                // A window of twenty seconds hides what has just begun.
                 loss_out_ppm: link
                     .probing
                     .session
