@@ -309,10 +309,10 @@ impl Controller {
         let address = endpoint.local_addr()?;
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();
-        tokio::spawn(async move {
+        spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
                 let state = shared.clone();
-                tokio::spawn(async move {
+                spawn(async move {
                     if let Err(error) = serve(incoming, &state).await {
                         eprintln!("a relay's connection has ended: {error:#}");
                     }
@@ -403,6 +403,11 @@ impl Controller {
     }
 }
 
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    let host: &dyn Host = &OsHost;
+    host.spawn(task);
+}
+
 fn say(to: &UnboundedSender<Bytes>, body: controller_to_relay::Body) {
     // Whoever is gone needs nothing.
     let _ = to.send(frame_message(&ControllerToRelay { body: Some(body) }));
@@ -412,7 +417,7 @@ async fn serve(incoming: quinn::Incoming, state: &Mutex<State>) -> anyhow::Resul
     let connection = incoming.await?;
     let (mut out, mut receive) = connection.accept_bi().await?;
     let (send, mut frames_out) = unbounded_channel::<Bytes>();
-    tokio::spawn(async move {
+    spawn(async move {
         while let Some(frame) = frames_out.recv().await {
             if out.write_chunk(frame).await.is_err() {
                 return;
