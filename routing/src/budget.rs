@@ -13,13 +13,14 @@
 //!
 //! | at 1,000 relays | probes/s | packets/s, both ways | kbit/s, each way |
 //! |---|---|---|---|
-//! | fast: [`FAST_PER_SECOND`] (56 links at 10 Hz, or fewer and denser) | 560 | 1,960 | 753 |
-//! | slow: the other 940, each every 9.5 s | 100 | 350 | 134 |
-//! | together | 660 | 2,310 | 887 |
+//! | fast: [`FAST_PER_SECOND`] (52 links at 10 Hz, or fewer and denser) | 520 | 1,820 | 699 |
+//! | slow: the other 947, each every 9.5 s | 100 | 350 | 134 |
+//! | together | 620 | 2,170 | 833 |
 //!
-//! At some 15 µs of processor for a packet (system call, UDP, AEAD, QUIC's bookkeeping) that is 3.5 %
-//! of a core; the estimators' own work, 0.2 µs for a probe sent and received, is nothing beside it.
-//! Reports to the controller come on top of the bits: see the relay's `report` module.
+//! `tradewind-bench probing` measures it: docs/performance.md. What it takes of a processor are system
+//! calls, UDP, AEAD and QUIC's bookkeeping for so many packets that come one by one; the estimators' own
+//! work, 0.2 µs for a probe sent and received, is nothing beside it. Reports to the controller come on
+//! top of the bits: see the relay's `report` module.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -31,7 +32,7 @@ pub const FAST: Duration = Duration::from_millis(100);
 /// The shortest and the longest interval of the links that do not matter at present.
 pub const SLOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Fast and dense probes per second, all links together.
-pub const FAST_PER_SECOND: f64 = 560.0;
+pub const FAST_PER_SECOND: f64 = 520.0;
 /// Slow probes per second, all links together (unless even [`SLOW`]'s longest interval makes more).
 pub const SLOW_PER_SECOND: f64 = 100.0;
 /// At most so many links are probed densely.

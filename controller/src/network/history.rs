@@ -180,11 +180,24 @@ impl LinkHistories {
         links: &[LinkCosts],
         used: impl Fn(LinkKey) -> bool,
     ) {
-        // What is used first: it has the first claim on the room.
+        let is_used: Vec<bool> = links.iter().map(|link| used(link.measured.key)).collect();
+        let mut newly_used = 0;
+        for (link, _) in links.iter().zip(&is_used).filter(|&(_, &is_used)| is_used) {
+            match self.links.get_mut(&link.measured.key) {
+                Some(history) => history.used_at = now,
+                None => newly_used += 1,
+            }
+        }
+        self.make_room(newly_used, now);
+        // What is used has the first claim on the room.
         for first in [true, false] {
-            for link in links {
+            for (link, _) in links
+                .iter()
+                .zip(&is_used)
+                .filter(|&(_, &used)| used == first)
+            {
                 let key = link.measured.key;
-                if used(key) == first && self.make_room(key, first) {
+                if self.links.len() < MOST_LINKS || self.links.contains_key(&key) {
                     let history = self.links.entry(key).or_default();
                     history.note(sample(now, link));
                     if first {
@@ -195,17 +208,18 @@ impl LinkHistories {
         }
     }
 
-    /// Whether there is room for a link's figures, after making some for one in use.
-    fn make_room(&mut self, key: LinkKey, is_used: bool) -> bool {
-        if self.links.len() < MOST_LINKS || self.links.contains_key(&key) {
-            return true;
+    /// Forgets links that have not been used for longest, and not `now`, to have room for so many.
+    fn make_room(&mut self, wanted: usize, now: Duration) {
+        let surplus = (self.links.len() + wanted).saturating_sub(MOST_LINKS);
+        if surplus == 0 {
+            return;
         }
-        if !is_used {
-            return false;
+        let idle = self.links.iter().map(|(&key, link)| (link.used_at, key));
+        let mut idle: Vec<_> = idle.filter(|&(used_at, _)| used_at < now).collect();
+        idle.sort_unstable();
+        for (_, key) in idle.into_iter().take(surplus) {
+            self.links.remove(&key);
         }
-        let idle = self.links.iter().min_by_key(|(_, history)| history.used_at);
-        let idle = idle.map(|(&key, _)| key);
-        idle.is_some_and(|idle| self.links.remove(&idle).is_some())
     }
 
     /// The samples of a link: those of the last day, every five minutes, and those of the last
