@@ -115,8 +115,9 @@ impl Plan {
         }
         let realtime = Layout::new(tables[Profile::Realtime as usize], &relays)?;
         let economy = match tables[Profile::Economy as usize] {
-            Some(table) => Layout::new(Some(table), &relays)?.filled_from(&realtime),
-            None => realtime.clone(),
+            // Its own bans hold: where it has no way or no backup, realtime's may be forbidden to it.
+            Some(table) if !table.trees.is_empty() => Layout::new(Some(table), &relays)?,
+            _ => realtime.clone(),
         };
         let layouts = [realtime, economy];
         let selectors = selections(part, &layouts[0])?;
@@ -347,26 +348,6 @@ impl Layout {
             list.push(Candidate { relay, cost_us });
         }
         Ok(())
-    }
-
-    /// What this profile has not, it takes from realtime.
-    fn filled_from(mut self, realtime: &Self) -> Self {
-        if self.trees.is_empty() {
-            self.trees.clone_from(&realtime.trees);
-            self.rules = realtime.rules;
-            self.weights.clone_from(&realtime.weights);
-        }
-        for (own, other) in self.candidates.iter_mut().zip(&realtime.candidates) {
-            if own.is_empty() {
-                own.clone_from(other);
-            }
-        }
-        for (own, other) in self.may_cross.iter_mut().zip(&realtime.may_cross) {
-            if own.is_empty() {
-                own.clone_from(other);
-            }
-        }
-        self
     }
 
     /// All hops, every tree that there can be filled.

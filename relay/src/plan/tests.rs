@@ -88,6 +88,23 @@ fn whoever_may_be_crossed_is_a_spare_nearest_first() {
 }
 
 #[test]
+fn what_is_forbidden_to_economy_is_not_taken_from_realtime() {
+    let mut part = part();
+    part.profiles.push(ProfileTable {
+        profile: 1,
+        trees: vec![tree(&[2, 5, NO_WAY], 0), tree(&[2, 5, NO_WAY], 2)],
+        backups: vec![backup(5, &[5], 0)],
+        may_cross: vec![vec![0], vec![0], vec![0]],
+        ..ProfileTable::default()
+    });
+    let plan = Plan::from_part(&part).expect("a good plan");
+    assert_eq!(next(&plan, 1, 0, 7), None);
+    assert!(plan.candidates(1, 0, RelayIndex(7)).is_empty());
+    assert!(plan.spares(1, 0).is_empty());
+    assert_eq!(plan.candidates(0, 0, RelayIndex(7)).len(), 2);
+}
+
+#[test]
 fn each_tree_leads_its_own_way_with_its_uplink_and_cost() {
     let plan = plan();
     assert_eq!(next(&plan, 0, 0, 7), Some(5));
