@@ -24,6 +24,14 @@ use crate::{
 /// microseconds-equivalent: dearer than all ways around.
 const SETTLING_US: f64 = 1e6;
 
+/// A link to another relay, as it is now.
+struct LinkTo {
+    uplink: Uplink,
+    key: ConnKey,
+    health: LinkHealth,
+    peer_settling: bool,
+}
+
 impl Shard {
     /// Sends a packet that has come, or was made here, on its way.
     pub(super) fn forward(&mut self, packet: Packet, now: Instant) {
@@ -182,7 +190,7 @@ impl Shard {
     /// How it stands with another relay: as with the best of the links to it.
     pub(super) fn neighbour(&self, relay: RelayIndex) -> LinkHealth {
         self.links_to(relay)
-            .map(|(.., health)| health)
+            .map(|link| link.health)
             .min_by(LinkHealth::compare)
             .unwrap_or(LinkHealth::Down)
     }
@@ -190,48 +198,49 @@ impl Shard {
     /// How it stands with another relay as a way to others. While its own links are only coming up it
     /// is taken where there is nothing else.
     fn transit_over(&self, relay: RelayIndex) -> LinkHealth {
-        let state = self.neighbour(relay);
-        let settling = || {
-            let mut links = self.links_to(relay);
-            links.any(|(_, key, _)| {
-                self.conn(key).is_some_and(|conn| match &conn.role {
-                    Role::Link(link) => link.peer_settling,
-                    Role::Session(_) => false,
-                })
-            })
-        };
+        let (mut best, mut settling) = (LinkHealth::Down, false);
+        for link in self.links_to(relay) {
+            if link.health.compare(&best).is_lt() {
+                best = link.health;
+            }
+            settling |= link.peer_settling;
+        }
         let worse = LinkHealth::Degraded { extra: SETTLING_US };
-        if state.compare(&worse).is_lt() && settling() {
+        if settling && best.compare(&worse).is_lt() {
             return worse;
         }
-        state
+        best
     }
 
     /// The link to take to another relay: over the uplink that the plan wants while none is in better
     /// health.
     fn link_to(&self, relay: RelayIndex, wanted: Uplink) -> Option<(Uplink, ConnKey)> {
         self.links_to(relay)
-            .min_by(|(one, _, health), (other, _, others)| {
-                let by_health = health.compare(others);
-                by_health.then((*one != wanted).cmp(&(*other != wanted)))
+            .min_by(|one, other| {
+                let by_health = one.health.compare(&other.health);
+                by_health.then((one.uplink != wanted).cmp(&(other.uplink != wanted)))
             })
-            .map(|(uplink, key, _)| (uplink, key))
+            .map(|link| (link.uplink, link.key))
     }
 
     /// The links to a relay that are connected, by the number of the uplink.
-    fn links_to(
-        &self,
-        relay: RelayIndex,
-    ) -> impl Iterator<Item = (Uplink, ConnKey, LinkHealth)> + '_ {
+    fn links_to(&self, relay: RelayIndex) -> impl Iterator<Item = LinkTo> + '_ {
         let all = (relay, Uplink(u8::MIN))..=(relay, Uplink(u8::MAX));
         self.peers.range(all).filter_map(|(&(_, uplink), peer)| {
             let key = peer.conn?;
             let conn = self.conn(key)?;
-            let health = match &conn.role {
-                Role::Link(link) if conn.alive => link.health(),
-                _ => LinkHealth::Down,
+            let Role::Link(link) = &conn.role else {
+                return None;
             };
-            Some((uplink, key, health))
+            Some(LinkTo {
+                uplink,
+                key,
+                health: match conn.alive {
+                    true => link.health(),
+                    false => LinkHealth::Down,
+                },
+                peer_settling: link.peer_settling,
+            })
         })
     }
 }
