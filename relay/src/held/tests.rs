@@ -124,6 +124,25 @@ fn a_controller_without_orders_only_goes_forward() {
 }
 
 #[test]
+fn the_links_of_the_newest_plan_are_in_use_before_it_is_in_force() {
+    let now = start();
+    let mut held = held(1, now);
+    let in_use = |held: &Held| -> Vec<u32> {
+        let plans = held.tables.plans_in_use();
+        plans.map(|plan| plan.id.number).collect()
+    };
+    held.activate(&all(1, 1));
+    assert_eq!(in_use(&held), [1]);
+    held.hold(&part(1, 2), now).expect("a good plan");
+    held.hold(&part(1, 3), now).expect("a good plan");
+    assert_eq!(in_use(&held), [1, 3]);
+    held.activate(&share(3, 50, 1, 2));
+    assert_eq!(in_use(&held), [3, 1]);
+    held.activate(&all(3, 3));
+    assert_eq!(in_use(&held), [3]);
+}
+
+#[test]
 fn an_order_that_cannot_be_followed_changes_nothing() {
     let mut held = held(2, start());
     held.activate(&all(1, 1));
