@@ -257,10 +257,7 @@ impl Links {
         };
         let none = RawDelays::new(0);
         let raw = least.as_ref().or(by_uplink.values().next());
-        let clocks = match raw {
-            Some(raw) => solve_clocks(raw),
-            None => solve_clocks(&none),
-        };
+        let clocks = solve_clocks(raw.unwrap_or(&none));
         let mut of_uplink = None;
         let links = seen
             .into_iter()

@@ -53,8 +53,10 @@ pub struct Part {
 impl Part {
     /// `None` when the plan does not know the relay.
     pub(super) fn new(plan: &Plan, relay: RelayIndex) -> Option<Self> {
-        plan.knows(relay)
-            .then(|| Self::of(Arc::new(plan.clone()), relay))?
+        plan.knows(relay).then(|| Self {
+            plan: Arc::new(plan.clone()),
+            relay,
+        })
     }
 
     /// The same of a plan that is shared already.
@@ -66,7 +68,7 @@ impl Part {
     #[must_use]
     pub fn message(&self) -> ControllerToRelay {
         ControllerToRelay {
-            body: self.plan.part_for(self.relay).map(to_relay::Body::PlanPart),
+            body: Some(to_relay::Body::PlanPart(self.plan.part_for(self.relay))),
         }
     }
 }
@@ -388,18 +390,15 @@ impl Plan {
         stale.into_iter().collect()
     }
 
-    /// What `relay` needs of it; `None` when the plan does not know it.
-    fn part_for(&self, relay: RelayIndex) -> Option<PlanPart> {
-        if !self.knows(relay) {
-            return None;
-        }
+    /// What `relay` needs of it.
+    fn part_for(&self, relay: RelayIndex) -> PlanPart {
         let profiles = (0..PROFILES).map(|profile| self.table_for(relay.as_usize(), profile));
-        Some(PlanPart {
+        PlanPart {
             plan: Some(self.id.into()),
             relays: self.members.to_vec(),
             profiles: profiles.collect(),
             selectors: self.selectors.clone(),
-        })
+        }
     }
 
     fn table_for(&self, own: usize, profile: usize) -> ProfileTable {

@@ -10,6 +10,7 @@ use tradewind_proto::{
     PlanId, RelayIndex,
     control::{Activate, ControllerToRelay, controller_to_relay as to_relay},
 };
+use tradewind_routing::MAX_TREES;
 
 use super::{
     Action, ConnectionId, Network,
@@ -22,8 +23,6 @@ use crate::storage::Record;
 
 /// Plans that can be gone back to, beside the one in force: relays hold the last 8.
 const OLDER_PLANS: usize = 7;
-/// Rule sets of a plan at most: everybody's and three restricted ones.
-const MOST_RULE_SETS: usize = 4;
 /// Relays get at least so long for each of them to take a plan: that of a thousand is 100 MB in all.
 const EACH_PART: Duration = Duration::from_millis(3);
 /// All flows, in parts per thousand.
@@ -284,7 +283,7 @@ impl Network {
                 // A rule set that is no more breaks nothing of what is stamped.
                 let mut rules = rules[profile].clone();
                 let everybody = rules[0].clone();
-                rules.resize(MOST_RULE_SETS.max(rules.len()), everybody);
+                rules.resize(MAX_TREES.max(rules.len()), everybody);
                 plan.is_broken(profile, costs, live, &rules)
             })
         };
