@@ -8,6 +8,7 @@ mod network;
 mod planner;
 mod probing;
 mod stats;
+mod threads;
 mod ways;
 
 use std::process::ExitCode;

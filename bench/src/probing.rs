@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -31,6 +32,8 @@ use tradewind_proto::{
 };
 use tradewind_relay::{Placement, Relay, RelaySettings};
 use tradewind_trust::{Ca, tls};
+
+use crate::threads::{cpu_time, on_a_thread};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -204,28 +207,12 @@ fn settings(index: usize, ca: &Ca, controller: &Controller) -> anyhow::Result<Re
 /// On a runtime of its own, so that its work can be told from that of the others.
 fn start_hub(settings: RelaySettings) -> anyhow::Result<Relay> {
     let (told, started) = std::sync::mpsc::channel();
-    std::thread::Builder::new()
-        .name(THREADS[1].to_owned())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    let _ = told.send(Err(error.into()));
-                    return;
-                }
-            };
-            runtime.block_on(async move {
-                let host = Arc::new(OsHost);
-                let relay = Relay::start(settings, host, Placement::OwnThreads).await;
-                let _ = told.send(relay.map_err(anyhow::Error::from));
-                std::future::pending::<()>().await;
-            });
-        })
-        .context("cannot start a thread")?;
-    started.recv().context("the relay's thread has ended")?
+    on_a_thread(THREADS[1], async move {
+        let relay = Relay::start(settings, Arc::new(OsHost), Placement::OwnThreads).await?;
+        told.send(relay).map_err(io::Error::other)?;
+        std::future::pending().await
+    })?;
+    started.recv().context("the measured relay did not start")
 }
 
 async fn links_up(relay: &Relay) -> usize {
@@ -247,7 +234,7 @@ impl Sample {
     async fn take(hub: &Relay, controller: &Controller) -> anyhow::Result<Self> {
         let links = hub.links().await;
         let mut sample = Self {
-            cpu: cpu_time()?,
+            cpu: cpu_time(&THREADS)?,
             links_up: 0,
             bytes: [0; 2],
             packets: [0; 2],
@@ -262,29 +249,6 @@ impl Sample {
         }
         Ok(sample)
     }
-}
-
-/// What the measured relay's threads have worked so far (Linux: `schedstat`).
-fn cpu_time() -> anyhow::Result<Duration> {
-    let mut found = 0;
-    let mut total = 0;
-    for task in std::fs::read_dir("/proc/self/task").context("this needs Linux")? {
-        let task = task?.path();
-        let comm = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
-        if THREADS.contains(&comm.trim()) {
-            let stat = std::fs::read_to_string(task.join("schedstat"))
-                .context("this kernel does not say how long threads have worked")?;
-            let ns = stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
-            total += ns.context("an unknown form of schedstat")?;
-            found += 1;
-        }
-    }
-    ensure!(
-        found == THREADS.len(),
-        "{found} threads of the relay were found, not {}",
-        THREADS.len()
-    );
-    Ok(Duration::from_nanos(total))
 }
 
 /// Tells each relay only what the benchmark wants it to know.

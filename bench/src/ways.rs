@@ -18,7 +18,10 @@ use tradewind_client::{Class, Client, Flow, LookupError};
 use tradewind_host::{Host, OsHost};
 use tradewind_trust::{Ca, tls};
 
-use crate::network::{Entrance, Process};
+use crate::{
+    network::{Entrance, Process},
+    threads::on_a_thread,
+};
 
 /// How a packet looks: when it was sent (nanoseconds since `origin`), and padding.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +144,7 @@ impl Direct {
         let server = quinn::ServerConfig::with_crypto(tls::quic_server(server)?);
         let (told, address) = std::sync::mpsc::channel();
         let (sender, delays) = mpsc::unbounded_channel();
-        on_a_thread(async move {
+        on_a_thread("receiver", async move {
             let host: &dyn Host = &OsHost;
             let endpoint = host.quic_endpoint((Ipv4Addr::LOCALHOST, 0).into(), Some(server))?;
             told.send(endpoint.local_addr()?)
@@ -156,7 +159,7 @@ impl Direct {
                 }
             }
             Ok(())
-        });
+        })?;
         let address = address.recv().context("the receiver did not start")?;
         let endpoint = host.quic_endpoint((Ipv4Addr::LOCALHOST, 0).into(), None)?;
         let client = tls::client_config(&ca.roots(), &[ALPN], clock())?;
@@ -197,7 +200,7 @@ impl Relayed {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (sender, delays) = mpsc::unbounded_channel();
         let theirs = entrance.clone();
-        on_a_thread(async move {
+        on_a_thread("receiver", async move {
             let client = theirs.client("receiver").await?;
             ready.send(()).map_err(io::Error::other)?;
             while let Some(media) = client.recv_media().await {
@@ -208,7 +211,7 @@ impl Relayed {
                 }
             }
             Ok(())
-        });
+        })?;
         let client = entrance.client("sender").await?;
         is_ready.recv().context("the receiver did not start")?;
         let flow = open_flow(&client).await?;
@@ -248,18 +251,4 @@ async fn open_flow(client: &Client) -> anyhow::Result<Flow> {
         }
     }
     anyhow::bail!("the receiver is not online")
-}
-
-/// A receiver of its own: on a thread with a runtime, so that the sender does not hold it up.
-fn on_a_thread(future: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-    std::thread::spawn(move || {
-        let result = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start a runtime")
-            .and_then(|runtime| runtime.block_on(future));
-        if let Err(error) = result {
-            eprintln!("the receiver has failed: {error:#}");
-        }
-    });
 }
