@@ -9,8 +9,8 @@
 //!   short window more are lost than chance can explain, given what the link usually loses.
 //!
 //! One packet late, or two lost, is chance. A degraded link has recovered when enough packets in a
-//! row have come well over it, probes included, however few others it carries by then. Evidence from a time in which this process was stalled is
-//! thrown away ([`Brownout::distrust`]): then everything looks late, and the links are not to blame.
+//! row have come well over it, probes included, however few others it carries by then. Evidence from a
+//! time in which this process was stalled is thrown away ([`Brownout::distrust`]): then everything looks late, and the links are not to blame.
 
 mod loss;
 
@@ -325,6 +325,7 @@ mod tests {
             assert_eq!(link.degraded_out(), expected);
         }
     }
+
     #[test]
     fn a_delay_that_looked_like_an_outage_at_first_is_a_brownout_when_the_link_is_up_again() {
         let mut link = Brownout::default();

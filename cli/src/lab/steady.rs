@@ -403,6 +403,7 @@ mod tests {
         // 40 ms and 10 more are better than any other way.
         assert_eq!(judged(brownout(10), MS(0)).unwrap().reaction, None);
     }
+
     #[test]
     fn loss_is_told_from_chance_by_as_many_packets_as_three_losses_take() {
         // Of 25 packets with 30 % of loss fewer than three are lost in 0.9 % of all cases.
