@@ -1,22 +1,22 @@
-//! Client sessions: token, handles, packets in and out.
+//! Client sessions: token, handles, beginning and end. What goes through them is in [`packets`].
+
+mod packets;
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
 use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    CloseCode, DropReason, Locator, MAX_SEGMENT, PlanId, RelayIndex, UserKey,
+    CloseCode, Locator, PlanId, RelayIndex, UserKey,
     control::{
-        ClientMessage, Edge, EdgeMessage, Gone, LookupResult, Peer, Refreshed, Rejected, Welcome,
-        client_message, edge_message, lookup_result, rejected,
+        ClientMessage, Edge, EdgeMessage, LookupResult, Refreshed, Welcome, client_message,
+        edge_message, lookup_result,
     },
     frame_message,
-    packet::{AccessHeader, Destination, Kind, LinkHeader, MAX_PASSED},
     token::Claims,
 };
 
@@ -24,18 +24,12 @@ use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
 };
-use crate::{flow::FlowHash, forwarder::HOP_LIMIT, packet::Packet, plan::Plan, queue::Queued};
+use crate::plan::Plan;
 
 /// Handles that one session may hold.
 const MAX_HANDLES: usize = 16_384;
-/// Bytes that the lane's own header may add to a segment.
-const LANE_OVERHEAD: usize = 256;
-/// Largest packet a client may send, in bytes.
-const MAX_PACKET: usize = AccessHeader::LEN + MAX_SEGMENT + LANE_OVERHEAD;
 /// How long a new connection may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is asked who a sender is while nobody answers.
-const INTRODUCTION_PERIOD: Duration = Duration::from_secs(3);
 /// Edges told to a client in its welcome.
 const EDGES_TOLD: usize = 8;
 
@@ -153,7 +147,7 @@ impl Session {
         let per_second = rate as f64 / 8.0;
         let (left, at) = self.allowance;
         let earned = now.saturating_duration_since(at).as_secs_f64() * per_second;
-        let left = (left + earned).min(per_second.max(MAX_PACKET as f64));
+        let left = (left + earned).min(per_second.max(packets::MAX_PACKET as f64));
         let allowed = left >= bytes as f64;
         let spent = if allowed { bytes as f64 } else { 0.0 };
         self.allowance = (left - spent, now);
@@ -396,251 +390,6 @@ impl Shard {
                 "control messages are not read",
                 now,
             );
-        }
-    }
-
-    /// A packet from a client enters the network here.
-    pub(super) fn session_packet(
-        &mut self,
-        key: ConnKey,
-        raw: Bytes,
-        reliable: bool,
-        now: Instant,
-    ) {
-        let access = match AccessHeader::decode(&raw) {
-            Ok(access) => access,
-            Err(error) => return self.count_bad_header(error),
-        };
-        match self.admit(key, &access, raw.len(), reliable, now) {
-            Ok((sender, destination, leg)) => {
-                self.metrics.count_ingress(access.class);
-                let payload = raw.len() - AccessHeader::LEN;
-                self.count_demand(destination.relay, access.class, payload);
-                let tables = self.tables.clone();
-                let Some(session) = self.session_mut(key) else {
-                    return;
-                };
-                let stamp = tables.stamp(
-                    FlowHash::new(sender, access.flow),
-                    access.class.profile() as u8,
-                    destination.relay,
-                    |plan| session.rules_in(plan),
-                );
-                let header = LinkHeader {
-                    kind: access.kind,
-                    class: access.class,
-                    profile: stamp.profile,
-                    tree: stamp.tree,
-                    deflections: 0,
-                    trace: access.trace,
-                    path_change: false,
-                    hop_limit: HOP_LIMIT,
-                    plan: stamp.plan,
-                    age_us: u32::try_from(leg.as_micros()).unwrap_or(u32::MAX),
-                    sender,
-                    destination: Destination::Session(destination),
-                    passed: [RelayIndex::NONE; MAX_PASSED],
-                    uplink: 0,
-                    flow: access.flow,
-                    sequence: access.sequence,
-                };
-                self.forward(Packet::new(header, raw, AccessHeader::LEN, now), now);
-            }
-            Err(reason) => {
-                self.metrics.count_drop(reason);
-                if access.kind == Kind::Message {
-                    let reason = match reason {
-                        DropReason::Denied => rejected::Reason::Denied,
-                        DropReason::TooLarge => rejected::Reason::TooLarge,
-                        DropReason::UnknownHandle => rejected::Reason::UnknownHandle,
-                        DropReason::RateLimited => rejected::Reason::QueueFull,
-                        DropReason::SessionGone => {
-                            let gone = Gone {
-                                handle: access.handle,
-                            };
-                            return self.tell(key, 0, edge_message::Body::Gone(gone));
-                        }
-                        _ => return,
-                    };
-                    self.tell_rejected(key, reason, access.handle, access.flow, access.sequence);
-                }
-            }
-        }
-    }
-
-    /// Whether a client may send a packet: from which locator, to which, and its own leg's delay.
-    fn admit(
-        &mut self,
-        key: ConnKey,
-        access: &AccessHeader,
-        length: usize,
-        reliable: bool,
-        now: Instant,
-    ) -> Result<(Locator, Locator, Duration), DropReason> {
-        let me = self.tables.me;
-        let Some(conn) = self.conn_mut(key) else {
-            return Err(DropReason::ConnectionClosed);
-        };
-        let leg = conn.leg();
-        let Role::Session(session) = &mut conn.role else {
-            return Err(DropReason::Unexpected);
-        };
-        let Some(ready) = &session.ready else {
-            return Err(DropReason::NotReady);
-        };
-        let belongs = match access.kind {
-            Kind::Message => reliable,
-            Kind::Media | Kind::EchoRequest | Kind::EchoReply => !reliable,
-            Kind::Control | Kind::Probe => false,
-        };
-        if !belongs {
-            return Err(DropReason::Unexpected);
-        }
-        if !ready.claims.allows_class(access.class) {
-            return Err(DropReason::Denied);
-        }
-        if length > MAX_PACKET {
-            return Err(DropReason::TooLarge);
-        }
-        let Some(handle) = session.handle(access.handle) else {
-            return Err(DropReason::UnknownHandle);
-        };
-        let destination = handle.locator.ok_or(DropReason::SessionGone)?;
-        if destination.is_relay_itself() && access.kind != Kind::EchoRequest {
-            return Err(DropReason::Denied);
-        }
-        if !session.may_send(length, now) {
-            return Err(DropReason::RateLimited);
-        }
-        let sender = Locator {
-            relay: me,
-            slot: session.slot,
-            generation: session.generation,
-        };
-        Ok((sender, destination, leg))
-    }
-
-    /// A packet for a session of this relay.
-    pub(super) fn deliver(&mut self, locator: Locator, packet: Packet, now: Instant) {
-        let sender = packet.header.sender;
-        let Some(key) = self.session_at(locator) else {
-            self.metrics.count_drop(DropReason::SessionGone);
-            self.tell_sender_gone(sender, locator, now);
-            return;
-        };
-        let Some(session) = self.session_mut(key) else {
-            return;
-        };
-        let Some((handle, new)) = session.handle_of_sender(sender) else {
-            self.metrics.count_drop(DropReason::UnknownHandle);
-            return;
-        };
-        if !sender.is_relay_itself() && (new || self.introduction_due(key, handle, now)) {
-            self.introduce(key, sender, now);
-        }
-        self.enqueue(key, Queued { packet, handle }, now);
-    }
-
-    /// Whether it is time to ask (again) who is behind a handle.
-    fn introduction_due(&mut self, key: ConnKey, handle: u32, now: Instant) -> bool {
-        let Some(handle) = self
-            .session_mut(key)
-            .and_then(|session| session.handles.get_mut(handle as usize - 1))
-        else {
-            return false;
-        };
-        let asked = handle.asked.get_or_insert(now);
-        let due =
-            handle.user.is_none() && now.saturating_duration_since(*asked) > INTRODUCTION_PERIOD;
-        if due {
-            *asked = now;
-        }
-        due
-    }
-
-    /// Tells a client who is behind a handle that was made for packets that came to it.
-    pub(super) fn tell_peer(&mut self, key: ConnKey, locator: Locator, user: &UserKey) {
-        let Some(session) = self.session_mut(key) else {
-            return;
-        };
-        // Users of another app are nobody here.
-        if session.user().is_none_or(|own| own.app != user.app) {
-            return;
-        }
-        let Some(&handle) = session.by_locator.get(&locator) else {
-            return;
-        };
-        session.handles[handle as usize - 1].user = Some(user.user.clone());
-        let peer = Peer {
-            handle,
-            user: user.user.clone(),
-        };
-        self.tell(key, 0, edge_message::Body::Peer(peer));
-    }
-
-    /// The session at `destination` has ended: the handles that lead there lead nowhere.
-    pub(super) fn session_is_gone(&mut self, sender: Locator, destination: Locator) {
-        let Some(key) = self.session_at(sender) else {
-            return;
-        };
-        let Some(session) = self.session_mut(key) else {
-            return;
-        };
-        let gone: Vec<u32> = session
-            .handles
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, handle)| handle.locator == Some(destination))
-            .map(|(index, handle)| {
-                handle.locator = None;
-                index as u32 + 1
-            })
-            .collect();
-        for handle in gone {
-            self.tell(key, 0, edge_message::Body::Gone(Gone { handle }));
-        }
-    }
-
-    /// Tells a client that a packet of a lane was not taken.
-    pub(super) fn tell_rejected(
-        &mut self,
-        key: ConnKey,
-        reason: rejected::Reason,
-        handle: u32,
-        flow: u32,
-        sequence: u32,
-    ) {
-        let rejected = Rejected {
-            reason: reason as i32,
-            handle,
-            flow,
-            sequence,
-        };
-        self.tell(key, 0, edge_message::Body::Rejected(rejected));
-    }
-
-    /// The same, found out by another relay, which knows only the locators.
-    pub(super) fn packet_was_rejected(
-        &mut self,
-        sender: Locator,
-        destination: Locator,
-        reason: rejected::Reason,
-        flow: u32,
-        sequence: u32,
-    ) {
-        let Some(key) = self.session_at(sender) else {
-            return;
-        };
-        // One place may have two handles: the user's, and that of packets which came from there.
-        let handles: Vec<u32> = self.session(key).map_or_else(Vec::new, |session| {
-            (1..)
-                .zip(&session.handles)
-                .filter(|(_, handle)| handle.locator == Some(destination))
-                .map(|(number, _)| number)
-                .collect()
-        });
-        for handle in handles {
-            self.tell_rejected(key, reason, handle, flow, sequence);
         }
     }
 
