@@ -247,6 +247,8 @@ impl Client {
                 class: Class::Message,
                 trace: true,
                 path_change: false,
+                group: false,
+                layer: 0,
                 handle,
                 flow,
                 sequence: 0,

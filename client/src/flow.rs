@@ -69,6 +69,8 @@ impl Flow {
             class: self.class,
             trace: false,
             path_change: false,
+            group: false,
+            layer: 0,
             handle,
             flow: self.id,
             sequence: self.sequence.fetch_add(1, Relaxed),

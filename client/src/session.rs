@@ -431,6 +431,7 @@ pub(crate) fn hello(token: String, instance: u64) -> Bytes {
         token,
         instance,
         sdk,
+        standby: false,
     };
     frame_message(&ClientMessage {
         id: HELLO_ID,

@@ -41,6 +41,7 @@ fn link_headers_are_read_and_written_as_the_vectors_say() {
             uplink: number(&fields["uplink"]) as u8,
             flow: number(&fields["flow"]) as u32,
             sequence: number(&fields["sequence"]) as u32,
+            layer: fields.get("layer").map_or(0, |layer| number(layer) as u8),
         };
         assert_eq!(LinkHeader::decode(&bytes), Ok(header), "{}", vector["name"]);
         let mut written = [0xaa; LinkHeader::LEN];
@@ -58,6 +59,8 @@ fn access_headers_are_read_and_written_as_the_vectors_say() {
             class: class(&fields["class"]),
             trace: truth(&fields["trace"]),
             path_change: truth(&fields["path_change"]),
+            group: fields.get("group").is_some_and(truth),
+            layer: fields.get("layer").map_or(0, |layer| number(layer) as u8),
             handle: number(&fields["handle"]) as u32,
             flow: number(&fields["flow"]) as u32,
             sequence: number(&fields["sequence"]) as u32,

@@ -110,6 +110,7 @@ fn plan_part() -> now::PlanPart {
             weights: vec![0, 0x0000_4080],
             restricted_backups: vec![backup(5, 2)],
             may_cross: vec![vec![1], vec![0], vec![1]],
+            ..Default::default()
         }],
         selectors: vec![now::Selector {
             app: "clinic".to_owned(),

@@ -214,6 +214,7 @@ mod tests {
             uplink: 0,
             flow: 1,
             sequence: 1,
+            layer: 0,
         }
     }
 

@@ -184,6 +184,8 @@ impl Packet {
             class: self.header.class,
             trace: self.trace.is_some(),
             path_change: self.header.path_change,
+            group: false,
+            layer: self.header.layer,
             handle,
             flow: self.header.flow,
             sequence: self.header.sequence,
@@ -275,6 +277,7 @@ mod tests {
             uplink: 0,
             flow: 3,
             sequence: 4,
+            layer: 0,
         };
         let mut head = [0; LinkHeader::LEN];
         header.encode(&mut head);

@@ -188,6 +188,7 @@ mod tests {
             uplink: 0,
             flow,
             sequence,
+            layer: 0,
         };
         let payload = Bytes::from_static(&[7; 1_000]);
         Queued {

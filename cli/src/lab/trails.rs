@@ -177,6 +177,7 @@ mod tests {
             uplink: 0,
             flow: 1,
             sequence: 1,
+            layer: 0,
         };
         for &relay in passed {
             assert!(header.pass(RelayIndex(relay)));

@@ -215,6 +215,8 @@ impl Core {
         let header = AccessHeader {
             kind: Kind::EchoReply,
             path_change: false,
+            group: false,
+            layer: 0,
             age_us: 0,
             ..packet.header
         };

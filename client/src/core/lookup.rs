@@ -101,7 +101,7 @@ impl Core {
                     tracing::warn!(error = refreshed.error, "the edge refused the fresh token");
                 }
             }
-            edge_message::Body::Welcome(_) => {}
+            _ => {}
         }
     }
 

@@ -298,6 +298,8 @@ fn push_frame(frames: &mut Vec<Bytes>, handle: u32, class: Class, frame: &LaneFr
         class,
         trace: false,
         path_change: false,
+        group: false,
+        layer: 0,
         handle,
         flow: frame.lane(),
         sequence: frame.sequence(),

@@ -5,6 +5,7 @@ use crate::Class;
 
 const FLAG_TRACE: u8 = 0x20;
 const FLAG_PATH_CHANGE: u8 = 0x10;
+const FLAG_GROUP: u8 = 0x08;
 
 /// The fixed part of every packet between a client and its edge, 20 bytes, the same in both
 /// directions.
@@ -18,6 +19,11 @@ pub struct AccessHeader {
     pub trace: bool,
     /// From the edge: the flow's route has just changed on purpose.
     pub path_change: bool,
+    /// From the edge: it was sent to a group, `handle` is one of the edge itself (told by
+    /// `GroupSource`), the same for all members, and the age is without the client's own leg.
+    pub group: bool,
+    /// Layer of a group's media, 0 to 7; members choose the layers that they want.
+    pub layer: u8,
     /// To the edge: the destination's handle, from a lookup or from a packet received. From the
     /// edge: the sender's handle.
     pub handle: u32,
@@ -46,6 +52,8 @@ impl AccessHeader {
             class: Class::from_bits(bytes[1] >> 6),
             trace: bytes[1] & FLAG_TRACE != 0,
             path_change: bytes[1] & FLAG_PATH_CHANGE != 0,
+            group: bytes[1] & FLAG_GROUP != 0,
+            layer: bytes[2] & 0b111,
             handle: u32_at(bytes, 4),
             flow: u32_at(bytes, 8),
             sequence: u32_at(bytes, 12),
@@ -66,8 +74,10 @@ impl AccessHeader {
                 FLAG_PATH_CHANGE
             } else {
                 0
-            };
-        out[2..4].fill(0);
+            }
+            | if self.group { FLAG_GROUP } else { 0 };
+        out[2] = self.layer & 0b111;
+        out[3] = 0;
         out[4..8].copy_from_slice(&self.handle.to_be_bytes());
         out[8..12].copy_from_slice(&self.flow.to_be_bytes());
         out[12..16].copy_from_slice(&self.sequence.to_be_bytes());

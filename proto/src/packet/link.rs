@@ -58,6 +58,8 @@ pub struct LinkHeader {
     pub flow: u32,
     /// Number within the flow, chosen by the sender; wraps.
     pub sequence: u32,
+    /// Layer of a group's media, 0 to 7.
+    pub layer: u8,
 }
 
 impl LinkHeader {
@@ -116,6 +118,7 @@ impl LinkHeader {
             uplink: bytes[54],
             flow: u32_at(bytes, 46),
             sequence: u32_at(bytes, 50),
+            layer: bytes[55] & 0b111,
         })
     }
 
@@ -162,7 +165,7 @@ impl LinkHeader {
         out[46..50].copy_from_slice(&self.flow.to_be_bytes());
         out[50..54].copy_from_slice(&self.sequence.to_be_bytes());
         out[54] = self.uplink;
-        out[55] = 0;
+        out[55] = self.layer & 0b111;
     }
 
     /// How many relays it has passed after the origin.

@@ -40,6 +40,7 @@ prop_compose! {
         destination in destination(),
         passed in prop::collection::vec(0..u16::MAX, 0..=MAX_PASSED),
         (uplink, flow, sequence) in any::<(u8, u32, u32)>(),
+        layer in 0_u8..8,
     ) -> LinkHeader {
         let mut all = [RelayIndex::NONE; MAX_PASSED];
         for (slot, relay) in all.iter_mut().zip(passed) {
@@ -62,6 +63,7 @@ prop_compose! {
             uplink,
             flow,
             sequence,
+            layer,
         }
     }
 }
@@ -78,7 +80,8 @@ proptest! {
     fn an_access_header_comes_back_as_it_went(
         kind in kind(),
         class in 0_u8..4,
-        (trace, path_change) in any::<(bool, bool)>(),
+        (trace, path_change, group) in any::<(bool, bool, bool)>(),
+        layer in 0_u8..8,
         (handle, flow, sequence, age_us) in any::<(u32, u32, u32, u32)>(),
     ) {
         let header = AccessHeader {
@@ -86,6 +89,8 @@ proptest! {
             class: Class::from_bits(class),
             trace,
             path_change,
+            group,
+            layer,
             handle,
             flow,
             sequence,

@@ -329,6 +329,7 @@ impl Shard {
             uplink: 0,
             flow: 0,
             sequence: 0,
+            layer: 0,
         };
         let payload = Bytes::from(message.encode_to_vec());
         self.forward(Packet::new(header, payload, 0, now), now);
@@ -384,6 +385,7 @@ impl Shard {
                         .collect(),
                     lease_ms: ANSWER_LEASE.as_millis() as u32,
                     warming: now < self.homes_warm_at || self.directory.may_be_moving(&user, now),
+                    ..Default::default()
                 };
                 self.send_control(from, id, Body::Answer(answer), now);
             }
@@ -439,7 +441,7 @@ impl Shard {
                 }
             }
             // A message of a later version.
-            None => {}
+            _ => {}
         }
     }
 
@@ -535,6 +537,7 @@ fn presence(user: &UserKey, locator: Locator) -> Presence {
         app: user.app.clone(),
         user: user.user.clone(),
         locator: Some(locator.into()),
+        ..Default::default()
     }
 }
 

@@ -367,6 +367,7 @@ impl Shard {
         let result = LookupResult {
             status: status as i32,
             handle: handle.unwrap_or(0),
+            ..Default::default()
         };
         self.tell(key, id, edge_message::Body::LookupResult(result));
     }

@@ -226,6 +226,8 @@ pub fn header(kind: Kind, class: Class, handle: u32, sequence: u32) -> AccessHea
         class,
         trace: false,
         path_change: false,
+        group: false,
+        layer: 0,
         handle,
         flow: 1,
         sequence,

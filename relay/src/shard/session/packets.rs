@@ -64,6 +64,7 @@ impl Shard {
                     uplink: 0,
                     flow: access.flow,
                     sequence: access.sequence,
+                    layer: 0,
                 };
                 self.forward(Packet::new(header, raw, AccessHeader::LEN, now), now);
             }
