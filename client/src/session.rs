@@ -431,7 +431,7 @@ pub(crate) fn hello(token: String, instance: u64) -> Bytes {
         token,
         instance,
         sdk,
-        standby: false,
+        role: None,
     };
     frame_message(&ClientMessage {
         id: HELLO_ID,

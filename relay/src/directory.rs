@@ -27,13 +27,25 @@ pub(crate) const COLD_START: Duration = Duration::from_secs(5);
 /// is nowhere for a handshake and an announcement.
 const MOVE: Duration = Duration::from_secs(2);
 /// Sessions of one user that a home remembers.
-const MAX_SESSIONS: usize = 16;
+const MAX_SESSIONS: usize = 64;
 /// Users a home remembers; beyond it new ones are not taken.
 const MAX_USERS: usize = 4_000_000;
 
+/// One session of a user, as its edge announces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whereabouts {
+    pub(crate) locator: Locator,
+    /// The SDK instance: a user's sessions with the same one are one device's.
+    pub(crate) instance: u64,
+    /// One way between the edge and the client, microseconds; 0: not known.
+    pub(crate) leg_us: u32,
+    /// One of the device's further sessions.
+    pub(crate) standby: bool,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    locator: Locator,
+    at: Whereabouts,
     until: Instant,
 }
 
@@ -52,7 +64,7 @@ impl Directory {
     pub(crate) fn announce(
         &self,
         user: UserKey,
-        locator: Locator,
+        at: Whereabouts,
         lease: Duration,
         now: Instant,
     ) -> bool {
@@ -62,11 +74,18 @@ impl Directory {
         let until = now + lease.min(LEASE);
         let mut entries = self.users.entry(user).or_default();
         entries.retain(|entry| entry.until > now);
-        match entries.iter_mut().find(|entry| entry.locator == locator) {
-            Some(entry) => entry.until = until,
+        match entries
+            .iter_mut()
+            .find(|entry| entry.at.locator == at.locator)
+        {
+            Some(entry) => *entry = Entry { at, until },
             None => {
-                entries.insert(0, Entry { locator, until });
-                entries.truncate(MAX_SESSIONS);
+                if entries.len() >= MAX_SESSIONS {
+                    entries.pop();
+                }
+                // Most users have one session or two: room for more is made when it is needed.
+                entries.reserve_exact(1);
+                entries.insert(0, Entry { at, until });
             }
         }
         true
@@ -75,7 +94,7 @@ impl Directory {
     /// Forgets a session.
     pub(crate) fn withdraw(&self, user: &UserKey, locator: Locator, now: Instant) {
         let last = self.users.remove_if_mut(user, |_, entries| {
-            entries.retain(|entry| entry.locator != locator);
+            entries.retain(|entry| entry.at.locator != locator);
             entries.is_empty()
         });
         if last.is_some() && self.moving.len() < MAX_USERS {
@@ -89,12 +108,12 @@ impl Directory {
     }
 
     /// The sessions of a user, newest first.
-    pub(crate) fn lookup(&self, user: &UserKey, now: Instant) -> Vec<Locator> {
+    pub(crate) fn lookup(&self, user: &UserKey, now: Instant) -> Vec<Whereabouts> {
         self.users.get(user).map_or_else(Vec::new, |entries| {
             entries
                 .iter()
                 .filter(|entry| entry.until > now)
-                .map(|entry| entry.locator)
+                .map(|entry| entry.at)
                 .collect()
         })
     }
@@ -171,6 +190,15 @@ mod tests {
         }
     }
 
+    fn at(relay: u16, slot: u32) -> Whereabouts {
+        Whereabouts {
+            locator: locator(relay, slot),
+            instance: u64::from(slot),
+            leg_us: 10,
+            standby: false,
+        }
+    }
+
     #[allow(clippy::disallowed_methods)] // any instant will do
     fn start() -> Instant {
         Instant::now()
@@ -181,14 +209,11 @@ mod tests {
         let now = start();
         let directory = Directory::default();
         for slot in [1, 2, 1] {
-            assert!(directory.announce(user(1), locator(3, slot), LEASE, now));
+            assert!(directory.announce(user(1), at(3, slot), LEASE, now));
         }
-        assert_eq!(
-            directory.lookup(&user(1), now),
-            [locator(3, 2), locator(3, 1)]
-        );
+        assert_eq!(directory.lookup(&user(1), now), [at(3, 2), at(3, 1)]);
         directory.withdraw(&user(1), locator(3, 2), now);
-        assert_eq!(directory.lookup(&user(1), now), [locator(3, 1)]);
+        assert_eq!(directory.lookup(&user(1), now), [at(3, 1)]);
         assert!(!directory.may_be_moving(&user(1), now));
     }
 
@@ -197,7 +222,7 @@ mod tests {
         let now = start();
         let directory = Directory::default();
         assert!(!directory.may_be_moving(&user(1), now));
-        assert!(directory.announce(user(1), locator(3, 1), LEASE, now));
+        assert!(directory.announce(user(1), at(3, 1), LEASE, now));
         directory.withdraw(&user(1), locator(3, 1), now);
         assert!(directory.lookup(&user(1), now).is_empty());
         assert!(directory.may_be_moving(&user(1), now));
@@ -208,7 +233,7 @@ mod tests {
     fn an_announcement_ends_with_its_lease() {
         let now = start();
         let directory = Directory::default();
-        assert!(directory.announce(user(1), locator(3, 1), LEASE, now));
+        assert!(directory.announce(user(1), at(3, 1), LEASE, now));
         assert!(directory.lookup(&user(1), now + LEASE).is_empty());
         directory.sweep(now + LEASE);
         assert_eq!(directory.len(), 0);

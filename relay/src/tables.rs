@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-use tradewind_proto::{PlanId, RelayIndex, Uplink, control::RelayInfo};
+use tradewind_proto::{
+    PlanId, RelayIndex, Uplink,
+    control::{Edge, RelayInfo},
+};
 use tradewind_trust::TokenKeys;
 
 use crate::{
@@ -48,6 +51,19 @@ impl Member {
             link_addresses,
             draining: info.draining,
         })
+    }
+
+    /// As clients are told of it.
+    pub(crate) fn as_edge(&self) -> Edge {
+        Edge {
+            relay: self.name.clone(),
+            region: self.region.clone(),
+            addresses: self
+                .client_addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }
     }
 
     /// Whether it has an uplink of that number.

@@ -341,6 +341,7 @@ impl Net {
         let result = LookupResult {
             status: status as i32,
             handle,
+            ..Default::default()
         };
         state.sessions[&me].tell(id, edge_message::Body::LookupResult(result));
     }

@@ -26,6 +26,7 @@ fn part() -> PlanPart {
             weights: vec![0, 0, weights([1, 3, 0, 0])],
             restricted_backups: vec![backup(5, &[5], 2)],
             may_cross: vec![vec![0b111], vec![0], vec![0b010]],
+            ..Default::default()
         }],
         selectors: vec![
             Selector {

@@ -441,6 +441,7 @@ impl Shard {
             entry.conn = None;
             self.report_soon(now);
             self.redial_later(peer, now);
+            self.look_after_clients_of(Some(peer.0));
         }
     }
 }

@@ -47,7 +47,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
-    directory::{self, Directory, RENEWAL},
+    directory::{self, Directory, RENEWAL, Whereabouts},
     metrics::Metrics,
     tables::Tables,
 };
@@ -190,8 +190,9 @@ pub(crate) struct Shard {
     sessions: usize,
     requests: BTreeMap<u64, Request>,
     next_request: u64,
-    lookups: FxHashMap<UserKey, (Locator, Instant)>,
-    identities: FxHashMap<Locator, UserKey>,
+    lookups: FxHashMap<UserKey, (Vec<Whereabouts>, Instant)>,
+    /// Users and SDK instances of sessions elsewhere.
+    identities: FxHashMap<Locator, (UserKey, u64)>,
     told_gone: BTreeMap<(Locator, Locator), Instant>,
     /// From when on edges have told this home of all sessions: it knows who is nowhere.
     homes_warm_at: Instant,

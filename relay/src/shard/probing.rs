@@ -13,7 +13,8 @@ use tradewind_proto::{
     packet::{Probe, ProbeState},
 };
 use tradewind_routing::{
-    EstimatorConfig, LinkState, LossCount, ProbeEcho, ProbeFields, ProbeSession, ProbeVerdict,
+    EstimatorConfig, LinkHealth, LinkState, LossCount, ProbeEcho, ProbeFields, ProbeSession,
+    ProbeVerdict,
     budget::{self, DENSE, FAST, LinkUse, Pace},
 };
 
@@ -430,6 +431,17 @@ impl Shard {
         }
         if state == LinkState::Down {
             self.requeue(key, now);
+            self.look_after_clients_of(peer);
+        }
+    }
+
+    /// A link to a relay is down. If it was the last one, clients that keep another session here
+    /// should know.
+    pub(super) fn look_after_clients_of(&mut self, peer: Option<RelayIndex>) {
+        if let Some(peer) = peer
+            && self.neighbour(peer) == LinkHealth::Down
+        {
+            self.tell_edge_down(peer);
         }
     }
 

@@ -16,7 +16,7 @@ use tradewind_proto::{
 
 use super::{ConnKey, Shard, TimerKey};
 use crate::{
-    directory::{self, ANSWER_LEASE, LEASE},
+    directory::{self, ANSWER_LEASE, LEASE, Whereabouts},
     flow::FlowHash,
     forwarder::HOP_LIMIT,
     packet::Packet,
@@ -74,10 +74,11 @@ impl Shard {
             app: own.app.clone(),
             user,
         };
-        if let Some((locator, until)) = self.lookups.get(&user).copied()
-            && until > now
+        if let Some((at, until)) = self.lookups.get(&user)
+            && *until > now
         {
-            self.found_user(key, reply_to, &user.user, locator);
+            let at = at.clone();
+            self.found_user(key, reply_to, &user.user, &at);
             return;
         }
         if user.user.len() > MAX_USER_NAME {
@@ -131,10 +132,13 @@ impl Shard {
         }
     }
 
-    /// Tells the homes of a user of its new session.
-    pub(super) fn announce(&mut self, user: &UserKey, locator: Locator, now: Instant) {
-        for home in self.homes_of(user) {
-            let presences = vec![presence(user, locator)];
+    /// Tells the homes of a user of its new session, or how it is used now.
+    pub(super) fn announce_session(&mut self, key: ConnKey, now: Instant) {
+        let Some((user, at)) = self.presence_of(key) else {
+            return;
+        };
+        for home in self.homes_of(&user) {
+            let presences = vec![presence(&user, at)];
             self.ask(What::Announce { home, presences }, now);
         }
     }
@@ -143,12 +147,9 @@ impl Shard {
     /// changed.
     pub(super) fn announce_all(&mut self, now: Instant) {
         let mut by_home: BTreeMap<RelayIndex, Vec<Presence>> = BTreeMap::new();
-        for (user, locator) in self.present() {
+        for (user, at) in self.present() {
             for home in self.homes_of(&user) {
-                by_home
-                    .entry(home)
-                    .or_default()
-                    .push(presence(&user, locator));
+                by_home.entry(home).or_default().push(presence(&user, at));
             }
         }
         for (home, presences) in by_home {
@@ -163,7 +164,12 @@ impl Shard {
     pub(super) fn withdraw(&mut self, user: &UserKey, locator: Locator, now: Instant) {
         for home in self.homes_of(user) {
             let message = relay_message::Body::Withdraw(Withdraw {
-                presence: Some(presence(user, locator)),
+                presence: Some(Presence {
+                    app: user.app.clone(),
+                    user: user.user.clone(),
+                    locator: Some(locator.into()),
+                    ..Default::default()
+                }),
             });
             self.send_control(home, 0, message, now);
         }
@@ -356,19 +362,19 @@ impl Shard {
             Some(Body::Announce(announce)) => {
                 let lease = std::time::Duration::from_millis(u64::from(announce.lease_ms));
                 for presence in announce.presences {
-                    if let Some((user, locator)) = parse_presence(presence)
-                        && locator.relay == from
+                    if let Some((user, at)) = parse_presence(presence)
+                        && at.locator.relay == from
                     {
-                        self.directory.announce(user, locator, lease, now);
+                        self.directory.announce(user, at, lease, now);
                     }
                 }
                 self.send_control(from, id, Body::Announced(Announced {}), now);
             }
             Some(Body::Withdraw(withdraw)) => {
-                if let Some((user, locator)) = withdraw.presence.and_then(parse_presence)
-                    && locator.relay == from
+                if let Some((user, at)) = withdraw.presence.and_then(parse_presence)
+                    && at.locator.relay == from
                 {
-                    self.directory.withdraw(&user, locator, now);
+                    self.directory.withdraw(&user, at.locator, now);
                 }
             }
             Some(Body::Lookup(lookup)) => {
@@ -376,16 +382,18 @@ impl Shard {
                     app: lookup.app,
                     user: lookup.user,
                 };
+                let sessions = self.directory.lookup(&user, now);
+                let presences = sessions.iter().map(|&at| Presence {
+                    // Whose they are is known to who asks.
+                    app: String::new(),
+                    user: String::new(),
+                    ..presence(&user, at)
+                });
                 let answer = DirectoryAnswer {
-                    locators: self
-                        .directory
-                        .lookup(&user, now)
-                        .into_iter()
-                        .map(Into::into)
-                        .collect(),
+                    locators: sessions.iter().map(|at| at.locator.into()).collect(),
+                    presences: presences.collect(),
                     lease_ms: ANSWER_LEASE.as_millis() as u32,
                     warming: now < self.homes_warm_at || self.directory.may_be_moving(&user, now),
-                    ..Default::default()
                 };
                 self.send_control(from, id, Body::Answer(answer), now);
             }
@@ -393,13 +401,17 @@ impl Shard {
                 let Some(locator) = who.locator else {
                     return;
                 };
-                let user = locator.locator().and_then(|locator| self.user_at(locator));
-                let identity = Identity {
+                let found = locator.locator().and_then(|locator| self.user_at(locator));
+                let mut identity = Identity {
                     locator: Some(locator),
-                    known: user.is_some(),
-                    app: user.as_ref().map_or_else(String::new, |u| u.app.clone()),
-                    user: user.map_or_else(String::new, |u| u.user),
+                    known: found.is_some(),
+                    ..Default::default()
                 };
+                if let Some((user, instance)) = found {
+                    identity.app = user.app;
+                    identity.user = user.user;
+                    identity.instance = instance;
+                }
                 self.send_control(from, id, Body::Identity(identity), now);
             }
             Some(Body::Announced(_)) => {
@@ -418,8 +430,10 @@ impl Shard {
                 if let (Some(sender), Some(destination)) = (sender, destination)
                     && destination.relay == from
                 {
-                    self.lookups
-                        .retain(|_, (locator, _)| *locator != destination);
+                    self.lookups.retain(|_, (at, _)| {
+                        at.retain(|at| at.locator != destination);
+                        !at.is_empty()
+                    });
                     self.session_is_gone(sender, destination);
                 }
             }
@@ -464,12 +478,13 @@ impl Shard {
             return;
         }
         let (session, reply_to, user) = (*session, *reply_to, user.clone());
-        if let Some(locator) = answer.locators.first().and_then(|l| l.locator()) {
+        let at = sessions_in(answer);
+        if !at.is_empty() {
             self.requests.remove(&id);
             let lease = std::time::Duration::from_millis(u64::from(answer.lease_ms));
+            self.found_user(session, reply_to, &user.user, &at);
             self.lookups
-                .insert(user.clone(), (locator, now + lease.min(ANSWER_LEASE)));
-            self.found_user(session, reply_to, &user.user, locator);
+                .insert(user, (at, now + lease.min(ANSWER_LEASE)));
             return;
         }
         if answer.warming || nowhere.contains(&from) {
@@ -502,6 +517,7 @@ impl Shard {
             app: identity.app,
             user: identity.user,
         };
+        let user = (user, identity.instance);
         if self.identities.len() >= MAX_IDENTITIES {
             self.identities.clear();
         }
@@ -532,20 +548,46 @@ fn is_present(slots: &[Option<(u32, ConnKey)>], locator: Locator) -> bool {
         .is_some_and(|(generation, _)| generation == locator.generation)
 }
 
-fn presence(user: &UserKey, locator: Locator) -> Presence {
+fn presence(user: &UserKey, at: Whereabouts) -> Presence {
     Presence {
         app: user.app.clone(),
         user: user.user.clone(),
-        locator: Some(locator.into()),
-        ..Default::default()
+        locator: Some(at.locator.into()),
+        instance: at.instance,
+        leg_us: at.leg_us,
+        standby: at.standby,
     }
 }
 
-fn parse_presence(presence: Presence) -> Option<(UserKey, Locator)> {
-    let locator = presence.locator?.locator()?;
+fn whereabouts(presence: &Presence) -> Option<Whereabouts> {
+    Some(Whereabouts {
+        locator: presence.locator?.locator()?,
+        instance: presence.instance,
+        leg_us: presence.leg_us,
+        standby: presence.standby,
+    })
+}
+
+fn parse_presence(presence: Presence) -> Option<(UserKey, Whereabouts)> {
+    let at = whereabouts(&presence)?;
     let user = UserKey {
         app: presence.app,
         user: presence.user,
     };
-    Some((user, locator))
+    Some((user, at))
+}
+
+/// The sessions that an answer names. A home of an earlier version says their places only.
+fn sessions_in(answer: &DirectoryAnswer) -> Vec<Whereabouts> {
+    if !answer.presences.is_empty() {
+        return answer.presences.iter().filter_map(whereabouts).collect();
+    }
+    let only = answer.locators.iter().filter_map(|l| l.locator());
+    only.map(|locator| Whereabouts {
+        locator,
+        instance: 0,
+        leg_us: 0,
+        standby: false,
+    })
+    .collect()
 }

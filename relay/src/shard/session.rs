@@ -3,7 +3,7 @@
 mod packets;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,10 +11,10 @@ use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    CloseCode, Locator, PlanId, RelayIndex, UserKey,
+    CloseCode, Locator, PlanId, Profile, RelayIndex, UserKey,
     control::{
-        ClientMessage, Edge, EdgeMessage, LookupResult, Refreshed, Welcome, client_message,
-        edge_message, lookup_result,
+        ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult, Refreshed,
+        Role as SessionRole, Way, Welcome, client_message, edge_message, lookup_result,
     },
     frame_message,
     token::Claims,
@@ -24,7 +24,7 @@ use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
 };
-use crate::plan::Plan;
+use crate::{directory::Whereabouts, plan::Plan};
 
 /// Handles that one session may hold.
 const MAX_HANDLES: usize = 16_384;
@@ -32,6 +32,11 @@ const MAX_HANDLES: usize = 16_384;
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// Edges told to a client in its welcome.
 const EDGES_TOLD: usize = 8;
+/// Edges that a client may ask for at once.
+const EDGES_FOUND: usize = 64;
+/// A handle that leads nowhere any more is given anew only after so long: by then no packet with the
+/// old meaning is on its way.
+const HANDLE_REST: Duration = Duration::from_secs(60);
 
 /// A client's session.
 #[derive(Debug)]
@@ -41,8 +46,9 @@ pub(crate) struct Session {
     pub(super) generation: u32,
     ready: Option<Ready>,
     handles: Vec<Handle>,
-    by_user: FxHashMap<String, u32>,
     by_locator: FxHashMap<Locator, u32>,
+    /// Handles that lead nowhere any more, and since when.
+    resting: VecDeque<(Instant, u32)>,
     /// Bytes it may send now, and when that was so.
     allowance: (f64, Instant),
     /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
@@ -54,13 +60,18 @@ pub(crate) struct Session {
 pub(super) struct Ready {
     pub(super) user: UserKey,
     claims: Claims,
+    /// The SDK instance.
+    instance: u64,
+    /// It is one of the client's further sessions; its first one is at the relay of that index, if it
+    /// has said so.
+    further: Option<RelayIndex>,
 }
 
 /// What a handle stands for.
 #[derive(Debug, Clone)]
 struct Handle {
     /// `None` for sessions whose user is still being asked for, and for relays.
-    user: Option<String>,
+    user: Option<Box<str>>,
     /// When that was asked last.
     asked: Option<Instant>,
     /// Where to send to; `None` when that place is known to be empty.
@@ -93,46 +104,51 @@ impl Session {
         self.rules[0].1
     }
 
-    /// The handle for the sender at `locator`; `true` when it was made just now.
-    fn handle_of_sender(&mut self, locator: Locator) -> Option<(u32, bool)> {
+    /// The handle for the session at `locator`; `true` when it was made just now.
+    fn handle_of(&mut self, locator: Locator, now: Instant) -> Option<(u32, bool)> {
         if let Some(&handle) = self.by_locator.get(&locator) {
             return Some((handle, false));
         }
-        let handle = self.new_handle(Handle {
-            user: None,
-            asked: None,
-            locator: Some(locator),
-        })?;
+        let handle = self.new_handle(locator, now)?;
         self.by_locator.insert(locator, handle);
         Some((handle, true))
     }
 
-    fn handle_of_user(&mut self, user: &str, locator: Locator) -> Option<u32> {
-        if let Some(&handle) = self.by_user.get(user) {
-            self.handles[handle as usize - 1].locator = Some(locator);
-            return Some(handle);
-        }
-        let handle = self.new_handle(Handle {
-            user: Some(user.to_owned()),
-            asked: None,
-            locator: Some(locator),
-        })?;
-        self.by_user.insert(user.to_owned(), handle);
+    /// The same where the user there is known.
+    fn handle_of_user(&mut self, user: &str, locator: Locator, now: Instant) -> Option<u32> {
+        let (handle, _) = self.handle_of(locator, now)?;
+        let known = &mut self.handles[handle as usize - 1].user;
+        known.get_or_insert_with(|| user.into());
         Some(handle)
     }
 
-    fn handle_of_relay(&mut self, relay: RelayIndex) -> Option<u32> {
-        self.handle_of_sender(Locator::relay_itself(relay))
-            .map(|(handle, _)| handle)
-    }
-
     /// Handles count from 1, so that 0 is none.
-    fn new_handle(&mut self, handle: Handle) -> Option<u32> {
+    fn new_handle(&mut self, locator: Locator, now: Instant) -> Option<u32> {
+        let fresh = Handle {
+            user: None,
+            asked: None,
+            locator: Some(locator),
+        };
+        if let Some(&(since, handle)) = self.resting.front()
+            && now.saturating_duration_since(since) >= HANDLE_REST
+        {
+            self.resting.pop_front();
+            self.handles[handle as usize - 1] = fresh;
+            return Some(handle);
+        }
         if self.handles.len() >= MAX_HANDLES {
             return None;
         }
-        self.handles.push(handle);
+        self.handles.push(fresh);
         Some(self.handles.len() as u32)
+    }
+
+    /// The session at `locator` is no more. Its handle, if it had one.
+    fn release(&mut self, locator: Locator, now: Instant) -> Option<u32> {
+        let handle = self.by_locator.remove(&locator)?;
+        self.handles[handle as usize - 1].locator = None;
+        self.resting.push_back((now, handle));
+        Some(handle)
     }
 
     fn handle(&self, handle: u32) -> Option<&Handle> {
@@ -163,8 +179,8 @@ impl Shard {
             generation: self.rng.random(),
             ready: None,
             handles: Vec::new(),
-            by_user: FxHashMap::default(),
             by_locator: FxHashMap::default(),
+            resting: VecDeque::new(),
             allowance: (f64::MAX, now),
             rules: [(PlanId::NONE, 0); 2],
         }))
@@ -189,18 +205,24 @@ impl Shard {
         let ready = self.session(key).is_some_and(Session::is_ready);
         match body {
             client_message::Body::Hello(hello) if !ready => {
-                self.hello(key, id, &hello.token, now);
+                self.hello(key, id, &hello, now);
             }
             client_message::Body::LookupUser(lookup) if ready => {
                 self.lookup_user(key, id, lookup.user, now);
             }
             client_message::Body::LookupRelay(lookup) if ready => {
-                self.lookup_relay(key, id, &lookup.relay);
+                self.lookup_relay(key, id, &lookup.relay, now);
+            }
+            client_message::Body::Role(role) if ready => self.take_role(key, &role, now),
+            client_message::Body::FindEdges(find) if ready => {
+                let edges = self.edges_called(&find.relays);
+                self.tell(key, id, edge_message::Body::FoundEdges(Edges { edges }));
             }
             client_message::Body::RefreshToken(refresh) if ready => {
                 self.refresh(key, id, &refresh.token);
             }
             client_message::Body::Bye(_) => self.close(key, CloseCode::Done, "bye", now),
+            _ if ready => {}
             _ => self.close(
                 key,
                 CloseCode::Protocol,
@@ -210,7 +232,7 @@ impl Shard {
         }
     }
 
-    fn hello(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
+    fn hello(&mut self, key: ConnKey, id: u32, hello: &Hello, now: Instant) {
         let refusal = if self.draining {
             Some((CloseCode::Draining, "the relay is draining".to_owned()))
         } else if self.tables.me == RelayIndex::NONE {
@@ -226,7 +248,7 @@ impl Shard {
             self.close(key, code, &reason, now);
             return;
         }
-        let claims = match self.tables.keys.verify(token, self.wall) {
+        let claims = match self.tables.keys.verify(&hello.token, self.wall) {
             Ok(claims) => claims,
             Err(error) => {
                 self.metrics.sessions_refused.inc();
@@ -239,6 +261,7 @@ impl Shard {
             app: claims.app.clone(),
             user: claims.user.clone(),
         };
+        let further = self.further(hello.role.as_ref());
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32
@@ -274,6 +297,8 @@ impl Shard {
         session.ready = Some(Ready {
             user: user.clone(),
             claims,
+            instance: hello.instance,
+            further,
         });
         self.slots[slot as usize - 1] = Some((locator.generation, key));
         self.sessions += 1;
@@ -284,28 +309,78 @@ impl Shard {
             ..welcome
         };
         self.tell(key, id, edge_message::Body::Welcome(welcome));
-        self.announce(&user, locator, now);
+        self.announce_session(key, now);
         tracing::debug!(user = %user, %locator, "session");
     }
 
-    /// Other edges that a client may connect to.
+    /// The role of a session, as the client says: `None` for its first one.
+    fn further(&self, role: Option<&SessionRole>) -> Option<RelayIndex> {
+        let role = role.filter(|role| role.standby)?;
+        let members = self.tables.members.values();
+        let first = members.into_iter().find(|member| member.name == role.first);
+        Some(first.map_or(RelayIndex::NONE, |member| member.index))
+    }
+
+    fn take_role(&mut self, key: ConnKey, role: &SessionRole, now: Instant) {
+        let further = self.further(Some(role));
+        if let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) {
+            ready.further = further;
+        }
+        self.announce_session(key, now);
+    }
+
+    /// No link to a relay works: clients whose first session is there should know.
+    pub(super) fn tell_edge_down(&mut self, relay: RelayIndex) {
+        let Some(name) = self.tables.name_of(relay).map(str::to_owned) else {
+            return;
+        };
+        let concerned: Vec<ConnKey> = self
+            .slots
+            .iter()
+            .flatten()
+            .map(|&(_, key)| key)
+            .filter(|&key| {
+                let ready = self.session(key).and_then(|s| s.ready.as_ref());
+                ready.is_some_and(|ready| ready.further == Some(relay))
+            })
+            .collect();
+        for key in concerned {
+            let relay = name.clone();
+            self.tell(key, 0, edge_message::Body::EdgeDown(EdgeDown { relay }));
+        }
+    }
+
+    /// Other edges that a client may connect to, those nearest to this one first.
     pub(super) fn other_edges(&self) -> Vec<Edge> {
         let tables = &self.tables;
-        tables
+        let mut others: Vec<_> = tables
             .members
             .values()
             .filter(|member| member.index != tables.me && !member.draining)
-            .take(EDGES_TOLD)
-            .map(|member| Edge {
-                relay: member.name.clone(),
-                region: member.region.clone(),
-                addresses: member
-                    .client_addresses
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
-            })
+            .collect();
+        others.sort_by_key(|member| self.cost_to(member.index).unwrap_or(u32::MAX));
+        others.truncate(EDGES_TOLD);
+        others.into_iter().map(|member| member.as_edge()).collect()
+    }
+
+    fn edges_called(&self, names: &[String]) -> Vec<Edge> {
+        let named = |name: &String| self.tables.members.values().find(|m| m.name == *name);
+        let found = names.iter().take(EDGES_FOUND).filter_map(named);
+        found
+            .filter(|member| !member.draining)
+            .map(|member| member.as_edge())
             .collect()
+    }
+
+    /// What the way to a relay costs by the plan in force, microseconds-equivalent. `None` where there
+    /// is no way, or the plan does not say.
+    fn cost_to(&self, relay: RelayIndex) -> Option<u32> {
+        if relay == self.tables.me {
+            return Some(0);
+        }
+        let plan = self.tables.active_plan()?;
+        let hop = plan.hop(Profile::Realtime as u8, 0, relay)?;
+        (hop.cost_us > 0).then_some(hop.cost_us)
     }
 
     fn refresh(&mut self, key: ConnKey, id: u32, token: &str) {
@@ -333,7 +408,7 @@ impl Shard {
         self.tell(key, id, edge_message::Body::Refreshed(answer));
     }
 
-    fn lookup_relay(&mut self, key: ConnKey, id: u32, name: &str) {
+    fn lookup_relay(&mut self, key: ConnKey, id: u32, name: &str, now: Instant) {
         let index = self
             .tables
             .members
@@ -341,18 +416,64 @@ impl Shard {
             .find(|member| member.name == name)
             .map(|member| member.index);
         let handle = index.and_then(|index| {
-            self.session_mut(key)
-                .and_then(|session| session.handle_of_relay(index))
+            let session = self.session_mut(key)?;
+            let (handle, _) = session.handle_of(Locator::relay_itself(index), now)?;
+            Some(handle)
         });
         self.tell_lookup(key, id, handle, lookup_result::Status::Offline);
     }
 
-    /// The answer to a user's lookup has been found.
-    pub(super) fn found_user(&mut self, key: ConnKey, id: u32, user: &str, locator: Locator) {
-        let handle = self
-            .session_mut(key)
-            .and_then(|session| session.handle_of_user(user, locator));
-        self.tell_lookup(key, id, handle, lookup_result::Status::Denied);
+    /// The answer to a user's lookup has been found: tells the ways to the user's devices.
+    pub(super) fn found_user(&mut self, key: ConnKey, id: u32, user: &str, at: &[Whereabouts]) {
+        let now = self.now;
+        let tables = self.tables.clone();
+        let plan = tables.active_plan();
+        // Where no way leads nobody can be reached: that relay has been left out of the plan.
+        let reachable = |at: &&Whereabouts| {
+            let relay = at.locator.relay;
+            let planned = |plan: &Plan| plan.hop(Profile::Realtime as u8, 0, relay).is_some();
+            relay == tables.me || plan.is_none_or(planned)
+        };
+        let mut devices: Vec<Device> = Vec::new();
+        for at in at.iter().filter(reachable) {
+            let cost = self.cost_to(at.locator.relay);
+            let Some(session) = self.session_mut(key) else {
+                return;
+            };
+            let Some(handle) = session.handle_of_user(user, at.locator, now) else {
+                continue;
+            };
+            let way = Way {
+                handle,
+                relay: tables
+                    .name_of(at.locator.relay)
+                    .unwrap_or_default()
+                    .to_owned(),
+                cost_us: cost.map_or(0, |cost| cost.saturating_add(at.leg_us).max(1)),
+                standby: at.standby,
+                leg_us: at.leg_us,
+            };
+            match devices.iter_mut().find(|d| d.instance == at.instance) {
+                Some(device) => device.ways.push(way),
+                None => devices.push(Device {
+                    instance: at.instance,
+                    ways: vec![way],
+                }),
+            }
+        }
+        for device in &mut devices {
+            let cost = |way: &Way| way.cost_us.wrapping_sub(1);
+            device.ways.sort_by_key(|way| (cost(way), way.standby));
+        }
+        let nearest = devices.first().and_then(|device| device.ways.first());
+        let result = LookupResult {
+            status: nearest.map_or(lookup_result::Status::Retry, |_| {
+                lookup_result::Status::Found
+            }) as i32,
+            handle: nearest.map_or(0, |way| way.handle),
+            devices,
+        };
+        self.tell(key, id, edge_message::Body::LookupResult(result));
     }
 
     /// Answers a lookup: with the handle, or with `otherwise`.
@@ -417,27 +538,38 @@ impl Shard {
         }
     }
 
-    /// The users with sessions here, and their locators.
-    pub(super) fn present(&self) -> Vec<(UserKey, Locator)> {
-        let me = self.tables.me;
+    /// The sessions here: whose they are, and how they are announced.
+    pub(super) fn present(&self) -> Vec<(UserKey, Whereabouts)> {
         self.slots
             .iter()
             .flatten()
-            .filter_map(|&(generation, key)| {
-                let session = self.session(key)?;
-                let locator = Locator {
-                    relay: me,
-                    slot: session.slot,
-                    generation,
-                };
-                Some((session.user()?.clone(), locator))
-            })
+            .filter_map(|&(_, key)| self.presence_of(key))
             .collect()
     }
 
-    /// The user of one of our own sessions.
-    pub(super) fn user_at(&self, locator: Locator) -> Option<UserKey> {
-        self.session(self.session_at(locator)?)?.user().cloned()
+    /// Whose session it is, and how it is announced.
+    pub(super) fn presence_of(&self, key: ConnKey) -> Option<(UserKey, Whereabouts)> {
+        let conn = self.conn(key)?;
+        let session = self.session(key)?;
+        let ready = session.ready.as_ref()?;
+        let at = Whereabouts {
+            locator: Locator {
+                relay: self.tables.me,
+                slot: session.slot,
+                generation: session.generation,
+            },
+            instance: ready.instance,
+            leg_us: u32::try_from(conn.leg().as_micros()).unwrap_or(u32::MAX),
+            standby: ready.further.is_some(),
+        };
+        Some((ready.user.clone(), at))
+    }
+
+    /// The user and the SDK instance of one of our own sessions.
+    pub(super) fn user_at(&self, locator: Locator) -> Option<(UserKey, u64)> {
+        let session = self.session(self.session_at(locator)?)?;
+        let ready = session.ready.as_ref()?;
+        Some((ready.user.clone(), ready.instance))
     }
 
     /// Ends sessions whose token has.

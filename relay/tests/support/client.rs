@@ -59,6 +59,7 @@ impl TestClient {
             token: token.to_owned(),
             instance: 1,
             sdk: "test".to_owned(),
+            ..Default::default()
         });
         let id = client.ask(hello).await;
         match client.answer(id).await {

@@ -54,7 +54,7 @@ impl Shard {
                     tree: stamp.tree,
                     deflections: 0,
                     trace: access.trace,
-                    path_change: false,
+                    path_change: access.path_change,
                     hop_limit: HOP_LIMIT,
                     plan: stamp.plan,
                     age_us: u32::try_from(leg.as_micros()).unwrap_or(u32::MAX),
@@ -153,7 +153,7 @@ impl Shard {
         let Some(session) = self.session_mut(key) else {
             return;
         };
-        let Some((handle, new)) = session.handle_of_sender(sender) else {
+        let Some((handle, new)) = session.handle_of(sender, now) else {
             self.metrics.count_drop(DropReason::UnknownHandle);
             return;
         };
@@ -181,7 +181,12 @@ impl Shard {
     }
 
     /// Tells a client who is behind a handle that was made for packets that came to it.
-    pub(in crate::shard) fn tell_peer(&mut self, key: ConnKey, locator: Locator, user: &UserKey) {
+    pub(in crate::shard) fn tell_peer(
+        &mut self,
+        key: ConnKey,
+        locator: Locator,
+        (user, instance): &(UserKey, u64),
+    ) {
         let Some(session) = self.session_mut(key) else {
             return;
         };
@@ -192,33 +197,25 @@ impl Shard {
         let Some(&handle) = session.by_locator.get(&locator) else {
             return;
         };
-        session.handles[handle as usize - 1].user = Some(user.user.clone());
+        session.handles[handle as usize - 1].user = Some(user.user.as_str().into());
         let peer = Peer {
             handle,
             user: user.user.clone(),
+            instance: *instance,
         };
         self.tell(key, 0, edge_message::Body::Peer(peer));
     }
 
-    /// The session at `destination` has ended: the handles that lead there lead nowhere.
+    /// The session at `destination` has ended: the handle that leads there leads nowhere.
     pub(in crate::shard) fn session_is_gone(&mut self, sender: Locator, destination: Locator) {
+        let now = self.now;
         let Some(key) = self.session_at(sender) else {
             return;
         };
-        let Some(session) = self.session_mut(key) else {
-            return;
-        };
-        let gone: Vec<u32> = session
-            .handles
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, handle)| handle.locator == Some(destination))
-            .map(|(index, handle)| {
-                handle.locator = None;
-                index as u32 + 1
-            })
-            .collect();
-        for handle in gone {
+        let released = self
+            .session_mut(key)
+            .and_then(|session| session.release(destination, now));
+        if let Some(handle) = released {
             self.tell(key, 0, edge_message::Body::Gone(Gone { handle }));
         }
     }
@@ -253,15 +250,10 @@ impl Shard {
         let Some(key) = self.session_at(sender) else {
             return;
         };
-        // One place may have two handles: the user's, and that of packets which came from there.
-        let handles: Vec<u32> = self.session(key).map_or_else(Vec::new, |session| {
-            (1..)
-                .zip(&session.handles)
-                .filter(|(_, handle)| handle.locator == Some(destination))
-                .map(|(number, _)| number)
-                .collect()
-        });
-        for handle in handles {
+        let handle = self
+            .session(key)
+            .and_then(|session| session.by_locator.get(&destination).copied());
+        if let Some(handle) = handle {
             self.tell_rejected(key, reason, handle, flow, sequence);
         }
     }
