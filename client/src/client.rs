@@ -18,11 +18,11 @@ use tradewind_proto::{
 };
 
 use crate::{
-    ClientConfig, ConnectError, Delivered, Event, Flow, LookupError, Media, Message, PingError,
-    PingReport, SendError, SendOptions, Stats,
+    ClientConfig, ConnectError, Delivered, Event, Flow, LookupError, Media, Message, Outcomes,
+    PingError, PingReport, SendError, SendOptions, Stats,
     connect::Connector,
-    core::{Found, Ping},
-    session,
+    core::{Found, Ping, WayKey},
+    keeper,
     shared::{Shared, until_true},
 };
 
@@ -62,7 +62,7 @@ impl Client {
         let mut connector = Connector::new(&shared)?;
         let instance = shared.with(|core, _| core.instance);
         let first = connector.connect(&shared, &[], instance, None).await?;
-        session::start(&shared, connector, first);
+        keeper::start(&shared, connector, first);
         Ok(Self {
             handle: Arc::new(ClientHandle { shared }),
         })
@@ -124,7 +124,10 @@ impl Client {
         let name = shared.with(|core, now| core.count_flow(&media.from, 1, now));
         let name = name.unwrap_or_else(|| media.from.clone());
         let id = shared.with(|core, _| core.new_flow());
-        let direct = Some((media.session, media.handle));
+        let direct = Some(WayKey {
+            session: media.session,
+            handle: media.handle,
+        });
         Flow::new(shared.clone(), name, direct, media.class, id)
     }
 
@@ -167,8 +170,8 @@ impl Client {
     pub async fn ping_user(&self, user: &str) -> Result<PingReport, PingError> {
         let shared = self.shared();
         let found = |found: Found| shared.with(|core, now| core.find_user(user, found, now));
-        let handle = self.look_up(found).await?;
-        self.ping(handle).await
+        let way = self.look_up(found).await?;
+        self.ping(way).await
     }
 
     /// Measures the way to a relay and back, hop by hop.
@@ -177,20 +180,21 @@ impl Client {
     /// [`PingError`].
     pub async fn ping_relay(&self, relay: &str) -> Result<PingReport, PingError> {
         let found = |found: Found| self.shared().with(|core, _| core.find_relay(relay, found));
-        let handle = self.look_up(found).await?;
-        self.ping(handle).await
+        let way = self.look_up(found).await?;
+        self.ping(way).await
     }
 
     /// Counters and present state.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = self.shared();
-        let (mut stats, live, relay) = shared.with(|core, _| {
-            let relay = core.welcome.relay.clone();
-            (core.stats.clone(), core.live.clone(), relay)
+        let (mut stats, first) = shared.with(|core, _| {
+            let first = core.first_attachment();
+            let first = first.map(|a| (a.live.clone(), a.welcome.relay.clone()));
+            (core.stats.clone(), first)
         });
         stats.media_sent = shared.media_sent.load(Relaxed);
-        if let Some(live) = live {
+        if let Some((live, relay)) = first {
             stats.relay = Some(relay);
             stats.edge_rtt = Some(live.connection.rtt());
         }
@@ -225,7 +229,7 @@ impl Client {
         &self.handle.shared
     }
 
-    async fn look_up(&self, ask: impl FnOnce(Found)) -> Result<u32, LookupError> {
+    async fn look_up(&self, ask: impl FnOnce(Found)) -> Result<WayKey, LookupError> {
         let (found, answer) = oneshot::channel();
         ask(found);
         match self.shared().host.timeout(LOOKUP_PATIENCE, answer).await {
@@ -235,12 +239,13 @@ impl Client {
         }
     }
 
-    async fn ping(&self, handle: u32) -> Result<PingReport, PingError> {
+    async fn ping(&self, way: WayKey) -> Result<PingReport, PingError> {
         let shared = self.shared();
         let (pinged, answer) = oneshot::channel();
         let nonce = shared.host.rng().random::<u64>().to_be_bytes();
         let sent = shared.with(|core, now| -> Result<u32, PingError> {
-            let live = core.live.clone().ok_or(PingError::NotConnected)?;
+            let live = core.live(way.session).cloned();
+            let live = live.ok_or(PingError::NotConnected)?;
             let flow = core.new_flow();
             let header = AccessHeader {
                 kind: Kind::EchoRequest,
@@ -249,7 +254,7 @@ impl Client {
                 path_change: false,
                 group: false,
                 layer: 0,
-                handle,
+                handle: way.handle,
                 flow,
                 sequence: 0,
                 age_us: 0,
@@ -257,6 +262,7 @@ impl Client {
             core.await_ping(
                 flow,
                 Ping {
+                    session: way.session,
                     nonce,
                     sent: now,
                     pinged,
@@ -283,7 +289,15 @@ impl Client {
 #[derive(Debug)]
 #[must_use = "it is the only place where the outcome is told"]
 pub struct Receipt {
-    receiver: oneshot::Receiver<Result<Delivered, SendError>>,
+    receiver: oneshot::Receiver<Outcomes>,
+}
+
+impl Receipt {
+    /// The outcomes for all devices of the user, and the one as a whole.
+    pub async fn outcomes(self) -> Outcomes {
+        let outcomes = self.receiver.await;
+        outcomes.unwrap_or_else(|_| Outcomes::failed(SendError::Closed))
+    }
 }
 
 impl Future for Receipt {
@@ -292,7 +306,7 @@ impl Future for Receipt {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.receiver)
             .poll(cx)
-            .map(|outcome| outcome.unwrap_or(Err(SendError::Closed)))
+            .map(|outcomes| outcomes.map_or(Err(SendError::Closed), |outcomes| outcomes.whole))
     }
 }
 

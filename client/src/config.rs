@@ -33,6 +33,15 @@ pub struct ClientConfig {
     pub idle_timeout: Duration,
     /// How often a sign of life is sent when there is nothing else to send. 2.5 s.
     pub keep_alive: Duration,
+    /// Whether a further session stands by at the second-best edge, so that the death of the first one
+    /// costs no new connection. `true`.
+    pub standby: bool,
+    /// Edges that a conversation may enter and leave the network by on this client's side: the nearest
+    /// ones, from 1. 3.
+    pub near_edges: usize,
+    /// Sessions at a time, from 1: beyond the first one, the one that stands by and those at the nearest
+    /// edges, conversations may use edges near to the peer. 12.
+    pub max_sessions: usize,
     /// Most bytes of messages queued per lane. Beyond it a send ends as `QueueFull`. 32 MiB.
     pub lane_queue_bytes: usize,
     /// Messages that wait for [`Client::recv`](crate::Client::recv); when so many wait, senders are
@@ -62,6 +71,9 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(8),
             keep_alive: Duration::from_millis(2_500),
+            standby: true,
+            near_edges: 3,
+            max_sessions: 12,
             lane_queue_bytes: 32 << 20,
             message_queue: 1024,
             media_queue: 1024,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tradewind_host::Rng;
 use tradewind_proto::{
     ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME,
-    control::{Edge, EdgeMessage, Welcome, edge_message},
+    control::{Edge, EdgeMessage, Role, Welcome, edge_message},
 };
 use tradewind_trust::{Roots, tls};
 
@@ -48,10 +48,11 @@ pub(crate) struct Established {
     pub(crate) control_receive: RecvStream,
     pub(crate) reader: FrameReader,
     pub(crate) welcome: Welcome,
-    pub(crate) edge: String,
+    pub(crate) edge: EdgeAddr,
 }
 
 /// What is needed to connect, again and again.
+#[derive(Clone)]
 pub(crate) struct Connector {
     quic: QuicConfig,
     pub(crate) rng: Rng,
@@ -249,7 +250,7 @@ impl Connector {
                 if ready.is_empty() {
                     first_ready = None;
                 }
-                match say_hello(shared, best, token, instance).await {
+                match say_hello(shared, best, token, instance, None).await {
                     Ok(established) => {
                         for other in ready {
                             other
@@ -308,7 +309,53 @@ impl Connector {
     }
 }
 
+/// Measures the round trip to an edge: by a handshake, which leaves nothing behind.
+pub(crate) async fn measure(
+    shared: Arc<Shared>,
+    connector: Connector,
+    edge: EdgeAddr,
+) -> Result<Duration, String> {
+    let endpoint = endpoint_for(&shared, &mut [None, None], edge.address)
+        .map_err(|error| error.to_string())?;
+    let ready = handshake(&shared, endpoint, edge, connector.quic).await?;
+    let rtt = ready.connection.rtt();
+    let measured: &[u8] = b"measured";
+    ready.connection.close(code(CloseCode::Done), measured);
+    ready.endpoint.wait_idle().await;
+    Ok(rtt)
+}
+
+/// Sets up a further session at an edge; `first` is the relay of the first one.
+pub(crate) async fn attach(
+    shared: Arc<Shared>,
+    connector: Connector,
+    edge: EdgeAddr,
+    first: String,
+) -> Result<Established, ConnectError> {
+    let token = shared.config.token.get().await;
+    let token = token.map_err(ConnectError::Token)?;
+    let endpoint = endpoint_for(&shared, &mut [None, None], edge.address)?;
+    let name = edge.to_string();
+    let ready = handshake(&shared, endpoint, edge, connector.quic).await;
+    let ready = ready.map_err(|reason| ConnectError::Unreachable {
+        tried: name,
+        reason,
+        waited: HANDSHAKE,
+    })?;
+    let instance = shared.with(|core, _| core.instance);
+    let role = Role {
+        standby: true,
+        first,
+    };
+    say_hello(&shared, ready, &token, instance, Some(role)).await
+}
+
 impl EdgeAddr {
+    /// Whether both are the same edge.
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
+        self.address == other.address || (self.relay.is_some() && self.relay == other.relay)
+    }
+
     /// Whether this is the edge of that name or address.
     fn is(&self, edge: &str) -> bool {
         self.relay.as_deref() == Some(edge) || self.address.to_string() == edge
@@ -378,6 +425,7 @@ async fn say_hello(
     ready: Ready,
     token: &str,
     instance: u64,
+    role: Option<Role>,
 ) -> Result<Established, ConnectError> {
     let Ready {
         edge,
@@ -389,7 +437,7 @@ async fn say_hello(
     let work = async {
         let (mut control_send, mut control_receive) =
             connection.open_bi().await.map_err(|error| lost(&error))?;
-        let mut hello = [hello(token.to_owned(), instance)];
+        let mut hello = [hello(token.to_owned(), instance, role)];
         // A failure to write shows in what is read.
         let _ = control_send.write_all_chunks(&mut hello).await;
         let mut reader = FrameReader::new(MAX_FRAME);
@@ -413,18 +461,15 @@ async fn say_hello(
         }
     };
     match shared.host.timeout(WELCOME, work).await {
-        Ok(Ok((control_send, control_receive, reader, welcome))) => {
-            let edge = edge.relay.unwrap_or_else(|| edge.address.to_string());
-            Ok(Established {
-                connection,
-                endpoint,
-                control_send,
-                control_receive,
-                reader,
-                welcome,
-                edge,
-            })
-        }
+        Ok(Ok((control_send, control_receive, reader, welcome))) => Ok(Established {
+            connection,
+            endpoint,
+            control_send,
+            control_receive,
+            reader,
+            welcome,
+            edge,
+        }),
         Ok(Err(error)) => Err(error),
         Err(_) => {
             connection.close(code(CloseCode::Timeout), b"no welcome in time");

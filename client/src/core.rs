@@ -1,8 +1,12 @@
-//! The client's state: peers and their lanes, handles, timers. It outlives sessions.
+//! The client's state: sessions, peers and their lanes, timers. It outlives sessions.
 
+mod attachment;
+mod devices;
 mod incoming;
 mod lookup;
 mod outgoing;
+mod talk;
+mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,14 +23,18 @@ use tradewind_proto::{
     lane::{MessageId, Outcome, ReceiveConfig, ReceiveLane, SendConfig, SendLane},
 };
 
+pub(crate) use attachment::Attachment;
+use devices::{Device, SendState};
 pub(crate) use incoming::Ping;
 pub(crate) use outgoing::Packet;
+use talk::Talk;
+pub(crate) use ways::WayKey;
+use ways::Ways;
 
 use crate::{
-    ClientConfig, Delivered, EdgeAddr, LookupError, Message, PingError, PingReport, SendError,
-    State, Stats,
+    ClientConfig, EdgeAddr, LookupError, Message, PingError, PingReport, State, Stats,
     inbox::Inbox,
-    session::{Live, Wakes},
+    session::{SessionWakes, Wakes},
 };
 
 /// Message streams of a session: lanes are spread over them.
@@ -43,8 +51,8 @@ const MAX_HELD_PER_HANDLE: usize = 64;
 /// Longest name of a user, in bytes.
 const MAX_USER: usize = 512;
 
-pub(crate) type Outcomes = oneshot::Sender<Result<Delivered, SendError>>;
-pub(crate) type Found = oneshot::Sender<Result<u32, LookupError>>;
+pub(crate) type Outcomes = oneshot::Sender<crate::Outcomes>;
+pub(crate) type Found = oneshot::Sender<Result<WayKey, LookupError>>;
 pub(crate) type Pinged = oneshot::Sender<Result<PingReport, PingError>>;
 
 pub(crate) struct Core {
@@ -53,78 +61,83 @@ pub(crate) struct Core {
     receive_config: ReceiveConfig,
     /// This SDK instance: what peers know as receiver instance.
     pub(crate) instance: u64,
-    pub(crate) live: Option<Arc<Live>>,
-    /// Sessions so far; the number of the present one.
+    /// Sessions that stand, by number.
+    attachments: BTreeMap<u64, Attachment>,
+    /// The first of them: the one that questions go to, and acquaintances begin with.
+    first: Option<u64>,
+    /// Sessions so far.
     pub(crate) sessions: u64,
+    /// Of the first session, also while there is none.
     pub(crate) welcome: Welcome,
     /// Edges told by the network.
     pub(crate) known_edges: Vec<EdgeAddr>,
+    /// Edges that conversations would profit from, by relay: until when they are wanted.
+    wanted_edges: BTreeMap<Arc<str>, Instant>,
     pub(crate) closed: bool,
+    near_edges: usize,
     peers: BTreeMap<Arc<str>, Peer>,
     /// Whom the sender instances of our lanes belong to.
-    by_sender: FxHashMap<u64, Arc<str>>,
+    by_sender: FxHashMap<u64, DeviceKey>,
+    sends: FxHashMap<u64, SendState>,
+    next_send: u64,
     received: BTreeMap<ReceiveKey, ReceiveEntry>,
     /// Lanes whose messages the inbox has no room for.
     blocked: VecDeque<ReceiveKey>,
-    handles: FxHashMap<u32, Handle>,
     held: usize,
     timers: BTreeSet<(Instant, Timer)>,
-    /// Lanes that may have something to send, per stream.
-    ready: [VecDeque<LaneKey>; STREAMS],
-    control: VecDeque<Bytes>,
-    asks: BTreeMap<u32, Ask>,
     next_id: u32,
     next_flow: u32,
     pings: BTreeMap<u32, Ping>,
     pub(crate) inbox: Inbox,
     pub(crate) stats: Stats,
     wakes: Wakes,
+    /// Sessions that have something to do.
+    woken: Vec<u64>,
 }
 
-/// A user that we send to, or want to.
+/// A user that we send to, or want to, or hear of.
 struct Peer {
-    /// The sender instance of our lanes to it.
-    sender: u64,
+    /// By SDK instance; [`devices::ANY`] stands for whichever it will be.
+    devices: BTreeMap<u64, Device>,
+    /// The device that media and pings go to.
+    newest: Option<u64>,
+    /// Those that the directory named last, newest first.
+    present: Vec<u64>,
     whereabouts: Whereabouts,
-    lanes: BTreeMap<u32, SendEntry>,
     /// Open flows to it.
     flows: usize,
-    /// Whether one of them was used since its way was checked.
-    flow_used: bool,
     waiting: Vec<Found>,
     /// When it was found last.
     found_at: Option<Instant>,
     lookup_timer: Option<Instant>,
+    talk: Talk,
 }
 
+/// How it stands with the question where a peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whereabouts {
     Unknown,
-    /// The question with this id is open.
-    Asked(u32),
+    /// The question with this id is open at this session.
+    Asked(u64, u32),
     /// To be asked again at the lookup timer.
     AskLater,
-    At(u32),
-    /// As `At`, and the question whether that still holds is open.
-    Checked {
-        handle: u32,
-        id: u32,
-    },
+    /// There are ways.
+    Known,
+    /// As `Known`, and the question whether that still holds is open.
+    Checked(u64, u32),
 }
 
-impl Whereabouts {
-    const fn handle(self) -> Option<u32> {
-        match self {
-            Self::At(handle) | Self::Checked { handle, .. } => Some(handle),
-            Self::Unknown | Self::Asked(_) | Self::AskLater => None,
-        }
-    }
+/// One device of one user.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct DeviceKey {
+    user: Arc<str>,
+    instance: u64,
 }
 
 struct SendEntry {
     lane: SendLane,
-    outcomes: BTreeMap<MessageId, Outcomes>,
-    lengths: BTreeMap<MessageId, u64>,
+    /// The sends that its unsettled messages belong to.
+    sends: BTreeMap<MessageId, u64>,
     resent_counted: u64,
     queued: bool,
     timer: Option<Instant>,
@@ -139,8 +152,8 @@ struct ReceiveKey {
 
 struct ReceiveEntry {
     lane: ReceiveLane,
-    /// Where the latest packet of the lane came from: session, handle.
-    from: (u64, u32),
+    /// Where the latest packet of the lane came from.
+    from: WayKey,
     heard_at: Instant,
     duplicates_counted: u64,
     queued: bool,
@@ -150,8 +163,10 @@ struct ReceiveEntry {
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum LaneKey {
-    Send(Arc<str>, u32),
+    Send(DeviceKey, u32),
     Receive(ReceiveKey),
+    /// A frame of no lane, for the session behind a handle.
+    Notice(u32, Bytes),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,10 +175,12 @@ enum Timer {
     Lookup(Arc<str>),
 }
 
-/// What a handle of the present session stands for.
+/// What a handle of a session stands for.
 #[derive(Default)]
 struct Handle {
     user: Option<Arc<str>>,
+    /// The SDK instance there.
+    instance: u64,
     gone: bool,
     /// Packets that came before it was known whose they are.
     held: Vec<Packet>,
@@ -172,6 +189,8 @@ struct Handle {
 /// A question to the edge.
 enum Ask {
     User(Arc<str>),
+    /// The same, of a session that the conversation might enter the network by.
+    Ways(Arc<str>),
     Relay(Found),
 }
 
@@ -189,70 +208,57 @@ impl Core {
             },
             host,
             instance,
-            live: None,
+            attachments: BTreeMap::new(),
+            first: None,
             sessions: 0,
             welcome: Welcome::default(),
             known_edges: Vec::new(),
+            wanted_edges: BTreeMap::new(),
             closed: false,
+            near_edges: config.near_edges,
             peers: BTreeMap::new(),
             by_sender: FxHashMap::default(),
+            sends: FxHashMap::default(),
+            next_send: 0,
             received: BTreeMap::new(),
             blocked: VecDeque::new(),
-            handles: FxHashMap::default(),
             held: 0,
             timers: BTreeSet::new(),
-            ready: std::array::from_fn(|_| VecDeque::new()),
-            control: VecDeque::new(),
-            asks: BTreeMap::new(),
             next_id: 1,
             next_flow: 1,
             pings: BTreeMap::new(),
             inbox: Inbox::new(config.message_queue, config.media_queue),
             stats: Stats::default(),
             wakes: Wakes::default(),
+            woken: Vec::new(),
         }
     }
 
+    /// A number for a new session.
+    pub(crate) fn new_session(&mut self) -> u64 {
+        self.sessions += 1;
+        self.sessions
+    }
+
+    /// What has something to do since the last call.
     pub(crate) fn take_wakes(&mut self) -> Wakes {
-        std::mem::take(&mut self.wakes)
-    }
-
-    /// A session stands: everything under way goes on over it.
-    pub(crate) fn attach(&mut self, live: Arc<Live>, welcome: Welcome, now: Instant) {
-        self.forget_session();
-        self.stats.sessions += 1;
-        self.push_state(State::Connected {
-            relay: welcome.relay.clone(),
-            region: welcome.region.clone(),
-        });
-        self.sessions = live.number;
-        self.known_edges = crate::connect::edges_of(&welcome.edges);
-        self.welcome = welcome;
-        self.live = Some(live);
-        let wanted: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.is_wanted())
-            .map(|(user, _)| user.clone())
-            .collect();
-        for user in wanted {
-            self.look_up(&user, now);
+        let mut wakes = std::mem::take(&mut self.wakes);
+        for session in self.woken.drain(..) {
+            if let Some(attachment) = self.attachments.get_mut(&session) {
+                let of_session = std::mem::take(&mut attachment.wakes);
+                wakes.sessions.push((attachment.live.clone(), of_session));
+            }
         }
+        wakes
     }
 
-    /// There is no session any more.
-    pub(crate) fn detach(&mut self, reason: String) {
-        self.forget_session();
-        self.push_state(State::Reconnecting { reason });
-    }
-
-    /// The end: everything under way ends with it.
-    pub(crate) fn finish(&mut self, reason: &str, now: Instant) {
-        self.fail_everything(now);
-        self.forget_session();
-        self.push_state(State::Closed {
-            reason: reason.to_owned(),
-        });
+    fn wake(&mut self, session: u64, wake: impl FnOnce(&mut SessionWakes)) {
+        if let Some(attachment) = self.attachments.get_mut(&session) {
+            if attachment.wakes == SessionWakes::default() {
+                self.woken.push(session);
+            }
+            wake(&mut attachment.wakes);
+        }
     }
 
     /// Ends all sends and lookups, and takes no more.
@@ -269,7 +275,9 @@ impl Core {
             }
             self.each_lane(&user, now, |lane, now| lane.fail_all(Outcome::Closed, now));
         }
-        self.asks.clear();
+        for attachment in self.attachments.values_mut() {
+            attachment.asks.clear();
+        }
         self.pings.clear();
     }
 
@@ -284,18 +292,20 @@ impl Core {
             };
             match timer {
                 Timer::Lookup(user) => self.lookup_timer(&user, now),
-                Timer::Lane(LaneKey::Send(user, lane)) => {
-                    if let Some(entry) = self.send_entry(&user, lane) {
+                Timer::Lane(LaneKey::Send(device, lane)) => {
+                    if let Some(entry) = self.send_entry(&device, lane) {
                         entry.timer = None;
                         let before = entry.lane.timeouts();
                         entry.lane.on_timeout(now);
                         let silent = entry.lane.timeouts() > before && before >= 1;
-                        self.serve_send(&user, lane);
+                        self.serve_send(&device, lane);
                         if silent {
-                            self.doubt_whereabouts(&user, now);
+                            self.doubt_way(&device, now);
                         }
                     }
                 }
+                // These have no timers.
+                Timer::Lane(LaneKey::Notice(..)) => {}
                 Timer::Lane(LaneKey::Receive(key)) => {
                     if let Some(entry) = self.received.get_mut(&key) {
                         entry.timer = None;
@@ -351,49 +361,21 @@ impl Core {
             if self.peers.len() >= MAX_PEERS {
                 self.forget_idle_peers();
             }
-            let sender = random(&*self.host);
-            let name: Arc<str> = user.into();
-            self.by_sender.insert(sender, name.clone());
-            self.peers.insert(name, Peer::new(sender));
+            self.peers.insert(user.into(), Peer::default());
         }
         let name = self.peers.get_key_value(user)?.0.clone();
         self.peers.get_mut(user).map(|peer| (name, peer))
     }
 
-    fn send_entry(&mut self, user: &str, lane: u32) -> Option<&mut SendEntry> {
-        self.peers.get_mut(user)?.lanes.get_mut(&lane)
+    fn device(&mut self, key: &DeviceKey) -> Option<&mut Device> {
+        self.peers
+            .get_mut(&key.user)?
+            .devices
+            .get_mut(&key.instance)
     }
 
-    fn forget_session(&mut self) {
-        self.live = None;
-        self.known_handles_forgotten();
-        self.control.clear();
-        for ready in &mut self.ready {
-            ready.clear();
-        }
-        for ask in std::mem::take(&mut self.asks).into_values() {
-            if let Ask::Relay(found) = ask {
-                let _ = found.send(Err(LookupError::TimedOut));
-            }
-        }
-        for ping in std::mem::take(&mut self.pings).into_values() {
-            ping.failed(PingError::NotConnected);
-        }
-        for peer in self.peers.values_mut() {
-            peer.whereabouts = Whereabouts::Unknown;
-            for entry in peer.lanes.values_mut() {
-                entry.queued = false;
-            }
-        }
-        for entry in self.received.values_mut() {
-            entry.queued = false;
-        }
-    }
-
-    fn known_handles_forgotten(&mut self) {
-        self.stats.media_dropped += self.held as u64;
-        self.handles.clear();
-        self.held = 0;
+    fn send_entry(&mut self, device: &DeviceKey, lane: u32) -> Option<&mut SendEntry> {
+        self.device(device)?.lanes.get_mut(&lane)
     }
 
     fn forget_idle_peers(&mut self) {
@@ -407,15 +389,12 @@ impl Core {
             let Some(peer) = self.peers.remove(&user) else {
                 continue;
             };
-            self.by_sender.remove(&peer.sender);
             if let Some(at) = peer.lookup_timer {
                 self.timers.remove(&(at, Timer::Lookup(user.clone())));
             }
-            for (lane, entry) in peer.lanes {
-                if let Some(at) = entry.timer {
-                    let key = LaneKey::Send(user.clone(), lane);
-                    self.timers.remove(&(at, Timer::Lane(key)));
-                }
+            for (instance, device) in peer.devices {
+                let user = user.clone();
+                self.forget_device(&DeviceKey { user, instance }, device);
             }
         }
     }
@@ -441,27 +420,35 @@ impl Core {
     }
 }
 
-impl Peer {
-    fn new(sender: u64) -> Self {
+impl Default for Peer {
+    fn default() -> Self {
         Self {
-            sender,
+            devices: BTreeMap::new(),
+            newest: None,
+            present: Vec::new(),
             whereabouts: Whereabouts::Unknown,
-            lanes: BTreeMap::new(),
             flows: 0,
-            flow_used: false,
             waiting: Vec::new(),
             found_at: None,
             lookup_timer: None,
+            talk: Talk::default(),
         }
     }
+}
 
+impl Peer {
     /// Whether something wants to go there.
     fn is_wanted(&self) -> bool {
         self.flows > 0 || !self.waiting.is_empty() || self.has_messages()
     }
 
     fn has_messages(&self) -> bool {
-        self.lanes.values().any(|entry| entry.lane.pending() > 0)
+        self.devices.values().any(Device::has_messages)
+    }
+
+    /// The way to the newest device.
+    fn way(&self) -> Option<WayKey> {
+        self.devices.get(&self.newest?)?.ways.chosen()
     }
 }
 
@@ -480,5 +467,7 @@ const LOOKUP_RETRY: Duration = Duration::from_millis(200);
 /// How often the way of a flow in use is checked: datagrams get no answer that could show that the
 /// peer's edge has died.
 const FLOW_CHECK: Duration = Duration::from_secs(5);
+/// A device that the directory does not name for so long is no more.
+const ABSENT_FOR: Duration = Duration::from_secs(3);
 /// How soon to ask again for a peer that has just gone offline, while something waits for it.
 const LOOKUP_OFFLINE_RETRY: Duration = Duration::from_secs(1);

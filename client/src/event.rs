@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tradewind_proto::{Class, packet::TraceRecord};
 
+use crate::SendError;
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -86,6 +88,42 @@ pub struct Delivered {
     pub age: Duration,
 }
 
+/// How a send ended at one device of the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceOutcome {
+    /// The device: its SDK instance, a random number.
+    pub device: u64,
+    /// How it ended.
+    pub outcome: Result<Delivered, SendError>,
+}
+
+/// How a send ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcomes {
+    /// As a whole: delivered when one device at least has confirmed it (the first to do so counts).
+    pub whole: Result<Delivered, SendError>,
+    /// For each device that the message was for. Empty when it did not come so far.
+    pub devices: Vec<DeviceOutcome>,
+}
+
+impl Outcomes {
+    pub(crate) fn new(devices: Vec<DeviceOutcome>) -> Self {
+        let delivered = devices.iter().find(|device| device.outcome.is_ok());
+        let told = delivered.or(devices.first());
+        Self {
+            whole: told.map_or(Err(SendError::Offline), |device| device.outcome),
+            devices,
+        }
+    }
+
+    pub(crate) const fn failed(error: SendError) -> Self {
+        Self {
+            whole: Err(error),
+            devices: Vec::new(),
+        }
+    }
+}
+
 /// How to send a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendOptions {
@@ -96,6 +134,8 @@ pub struct SendOptions {
     pub lane: u32,
     /// Priority in the network's queues.
     pub class: Class,
+    /// Only to the device that came online last, instead of to all devices of the user. `false`.
+    pub newest_device: bool,
 }
 
 impl Default for SendOptions {
@@ -104,6 +144,7 @@ impl Default for SendOptions {
             ttl: Duration::from_secs(30),
             lane: 0,
             class: Class::Message,
+            newest_device: false,
         }
     }
 }
@@ -150,7 +191,7 @@ pub struct Stats {
     pub relay: Option<String>,
     /// Round trip to the edge; `None` without a session.
     pub edge_rtt: Option<Duration>,
-    /// Sessions set up.
+    /// First sessions so far: one, and one more for each change of the edge.
     pub sessions: u64,
     /// Messages given to send.
     pub messages_sent: u64,

@@ -1,7 +1,7 @@
 //! Media flows.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
@@ -11,19 +11,21 @@ use tradewind_proto::{
     packet::{AccessHeader, Kind},
 };
 
-use crate::{FlowError, shared::Shared};
+use crate::{FlowError, core::WayKey, shared::Shared};
 
 /// Ongoing packets to one destination in one class: unreliable, each on its own. It follows the
 /// peer when either end moves to another edge.
 pub struct Flow {
     shared: Arc<Shared>,
     user: Arc<str>,
-    /// Session and handle that it answers to.
-    direct: Option<(u64, u32)>,
+    /// Where it answers to.
+    direct: Option<WayKey>,
     class: Class,
     id: u32,
     sequence: AtomicU32,
     sent: AtomicU64,
+    /// The way that the last packet took.
+    way: Mutex<Option<WayKey>>,
 }
 
 impl Flow {
@@ -31,7 +33,7 @@ impl Flow {
     pub(crate) fn new(
         shared: Arc<Shared>,
         user: Arc<str>,
-        direct: Option<(u64, u32)>,
+        direct: Option<WayKey>,
         class: Class,
         id: u32,
     ) -> Self {
@@ -43,6 +45,7 @@ impl Flow {
             id,
             sequence: AtomicU32::new(0),
             sent: AtomicU64::new(0),
+            way: Mutex::new(None),
         }
     }
 
@@ -57,7 +60,7 @@ impl Flow {
         let way = self
             .shared
             .with(|core, now| core.way_of(&self.user, self.direct, now));
-        let Some((live, handle)) = way else {
+        let Some((live, way)) = way else {
             return Err(FlowError::NotConnected);
         };
         let (bytes, limit) = (payload.len(), limit_of(&live.connection));
@@ -68,10 +71,10 @@ impl Flow {
             kind: Kind::Media,
             class: self.class,
             trace: false,
-            path_change: false,
+            path_change: self.has_changed_to(way),
             group: false,
             layer: 0,
-            handle,
+            handle: way.handle,
             flow: self.id,
             sequence: self.sequence.fetch_add(1, Relaxed),
             age_us: 0,
@@ -82,11 +85,20 @@ impl Flow {
         Ok(())
     }
 
+    /// Whether this way is another one than the last packet's.
+    fn has_changed_to(&self, way: WayKey) -> bool {
+        let mut last = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        last.replace(way).is_some_and(|last| last != way)
+    }
+
     /// Longest payload the path carries now, in bytes. Every path carries
     /// [`GUARANTEED_DATAGRAM`].
     #[must_use]
     pub fn max_payload(&self) -> usize {
-        let live = self.shared.with(|core, _| core.live.clone());
+        let live = self.shared.with(|core, now| {
+            let way = core.way_of(&self.user, self.direct, now);
+            way.map(|(live, _)| live)
+        });
         live.map_or(GUARANTEED_DATAGRAM, |live| limit_of(&live.connection))
     }
 

@@ -88,10 +88,12 @@ mod config;
 mod connect;
 mod core;
 mod discover;
+mod edges;
 mod error;
 mod event;
 mod flow;
 mod inbox;
+mod keeper;
 mod session;
 mod shared;
 
@@ -101,6 +103,9 @@ pub use config::{
     TokenSource,
 };
 pub use error::{ConnectError, FlowError, LookupError, PingError, SendError};
-pub use event::{Delivered, Event, Hop, Media, Message, PingReport, SendOptions, State, Stats};
+pub use event::{
+    Delivered, DeviceOutcome, Event, Hop, Media, Message, Outcomes, PingReport, SendOptions, State,
+    Stats,
+};
 pub use flow::Flow;
 pub use tradewind_proto::{Class, CloseCode};

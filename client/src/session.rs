@@ -1,37 +1,28 @@
-//! Sessions: the tasks that carry bytes between a connection and the client's state, and the one
-//! that sees to it that there always is a session.
+//! Sessions: the tasks that carry bytes between a connection and the client's state.
 
-use std::{
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
-use rand::RngExt as _;
 use tokio::sync::{Notify, mpsc};
 use tradewind_proto::{
     CloseCode, FrameReader, MAX_FRAME,
-    control::{Bye, ClientMessage, EdgeMessage, RefreshToken, client_message},
+    control::{Bye, ClientMessage, EdgeMessage, Role, client_message},
     frame_message,
 };
 
 use crate::{
-    ConnectError,
-    connect::{Connector, Established},
+    EdgeAddr,
+    connect::Established,
     core::STREAMS,
-    shared::{Either, Shared, either, until_true},
+    shared::{Shared, either, until_true},
 };
 
-/// Pauses between attempts to connect: from, to; doubling.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a client that ends waits until its last words have arrived.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long before its end a token is replaced, at least.
-const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 
-/// The present session's connection, and what wakes its tasks.
+/// A session's connection, and what wakes its tasks.
 pub(crate) struct Live {
     pub(crate) number: u64,
     pub(crate) connection: Connection,
@@ -41,10 +32,18 @@ pub(crate) struct Live {
 }
 
 /// Which tasks have something to do.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub(crate) struct Wakes {
     pub(crate) timer: bool,
     pub(crate) events: bool,
+    /// The keeper of sessions.
+    pub(crate) keeper: bool,
+    pub(crate) sessions: Vec<(Arc<Live>, SessionWakes)>,
+}
+
+/// Which tasks of a session have something to do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct SessionWakes {
     pub(crate) control: bool,
     pub(crate) draining: bool,
     /// A bit per message stream.
@@ -52,128 +51,34 @@ pub(crate) struct Wakes {
 }
 
 /// A session's connection with the things that must live as long.
-struct Session {
-    live: Arc<Live>,
+pub(crate) struct Session {
+    pub(crate) live: Arc<Live>,
     endpoint: quinn::Endpoint,
-    edge: String,
+    pub(crate) edge: EdgeAddr,
+    /// Name of its edge's relay.
+    pub(crate) relay: String,
     /// Ends when all writers have ended.
     writers: mpsc::Receiver<()>,
 }
 
-/// Starts a client's tasks on its first session.
-pub(crate) fn start(shared: &Arc<Shared>, connector: Connector, first: Established) {
-    let host = shared.host.clone();
-    host.spawn(run_timers(shared.clone()));
-    let session = begin(shared, first);
-    host.spawn(supervise(shared.clone(), connector, session));
-}
-
-/// Does what is due, when it is.
-async fn run_timers(shared: Arc<Shared>) {
-    let work = async {
-        loop {
-            match shared.with(|core, now| core.on_timers(now)) {
-                None => shared.timer_wake.notified().await,
-                Some(at) => {
-                    either(shared.timer_wake.notified(), shared.host.sleep_until(at)).await;
-                }
+impl SessionWakes {
+    pub(crate) fn wake(&self, live: &Live) {
+        if self.control {
+            live.control_wake.notify_one();
+        }
+        for (stream, wake) in live.stream_wakes.iter().enumerate() {
+            if self.streams & 1 << stream != 0 {
+                wake.notify_one();
             }
         }
-    };
-    either(until_true(&shared.done), work).await;
-}
-
-/// Why a session ends.
-enum End {
-    Closing,
-    Draining,
-    Lost(ConnectionError),
-}
-
-/// Keeps a session, until the client is closed or no edge will have it any more.
-async fn supervise(shared: Arc<Shared>, mut connector: Connector, mut session: Session) {
-    let reason = loop {
-        let end = tokio::select! {
-            biased;
-            () = until_true(&shared.closing) => End::Closing,
-            error = session.live.connection.closed() => End::Lost(error),
-            () = session.live.draining_wake.notified() => End::Draining,
-            () = refresh_token(&shared) => continue,
-        };
-        let next = match end {
-            End::Closing => {
-                say_goodbye(&shared, session).await;
-                break "the client was closed".to_owned();
-            }
-            End::Draining => {
-                // The session goes on until the next one stands.
-                reconnect(&shared, &mut connector, Some(&session.edge)).await
-            }
-            End::Lost(error) => {
-                let (code, reason) = describe(&error);
-                tracing::info!(edge = session.edge, reason, "the session is lost");
-                shared.with(|core, _| core.detach(reason.clone()));
-                if is_final(code, &shared) {
-                    break reason;
-                }
-                reconnect(&shared, &mut connector, None).await
-            }
-        };
-        match next {
-            Some(Ok(established)) => {
-                let before = std::mem::replace(&mut session, begin(&shared, established));
-                before
-                    .live
-                    .connection
-                    .close(code(CloseCode::Done), b"moved");
-            }
-            Some(Err(error)) => break error.to_string(),
-            None => {
-                say_goodbye(&shared, session).await;
-                break "the client was closed".to_owned();
-            }
+        if self.draining {
+            live.draining_wake.notify_one();
         }
-    };
-    shared.with(|core, now| core.finish(&reason, now));
-    shared.done.send_replace(true);
-    shared.with(|core, _| core.wake_events());
-}
-
-/// Connects, however often it takes. An error when it will never succeed; `None` when the client is
-/// to end first.
-async fn reconnect(
-    shared: &Arc<Shared>,
-    connector: &mut Connector,
-    leaving: Option<&str>,
-) -> Option<Result<Established, ConnectError>> {
-    let work = async {
-        let mut backoff = BACKOFF.0;
-        // Clients of an edge that died are not to come all at once.
-        let mut pause = backoff.mul_f64(connector.rng.random::<f64>());
-        loop {
-            shared.host.sleep(pause).await;
-            let known = shared.with(|core, _| core.known_edges.clone());
-            let instance = shared.with(|core, _| core.instance);
-            let error = match connector.connect(shared, &known, instance, leaving).await {
-                Ok(established) => return Ok(established),
-                Err(error) => error,
-            };
-            if is_hopeless(&error, shared) {
-                return Err(error);
-            }
-            tracing::debug!(%error, "not connected yet");
-            pause = backoff.mul_f64(0.5 + connector.rng.random::<f64>() / 2.0);
-            backoff = (backoff * 2).min(BACKOFF.1);
-        }
-    };
-    match either(until_true(&shared.closing), work).await {
-        Either::First(()) => None,
-        Either::Second(result) => Some(result),
     }
 }
 
-/// Makes an established connection the present session.
-fn begin(shared: &Arc<Shared>, established: Established) -> Session {
+/// Makes a session of an established connection: the first one, or a further one.
+pub(crate) fn begin(shared: &Arc<Shared>, established: Established, first: bool) -> Session {
     let Established {
         connection,
         endpoint,
@@ -183,8 +88,8 @@ fn begin(shared: &Arc<Shared>, established: Established) -> Session {
         welcome,
         edge,
     } = established;
-    tracing::info!(edge, relay = welcome.relay, "session");
-    let number = shared.with(|core, _| core.sessions) + 1;
+    tracing::info!(%edge, relay = welcome.relay, first, "session");
+    let number = shared.with(|core, _| core.new_session());
     let live = Arc::new(Live {
         number,
         connection,
@@ -192,7 +97,8 @@ fn begin(shared: &Arc<Shared>, established: Established) -> Session {
         control_wake: Notify::new(),
         draining_wake: Notify::new(),
     });
-    shared.with(|core, now| core.attach(live.clone(), welcome, now));
+    let relay = welcome.relay.clone();
+    shared.with(|core, now| core.attach(live.clone(), welcome, first, now));
     let (writing, writers) = mpsc::channel(1);
     let host = &shared.host;
     host.spawn(read_control(
@@ -216,6 +122,7 @@ fn begin(shared: &Arc<Shared>, established: Established) -> Session {
         live,
         endpoint,
         edge,
+        relay,
         writers,
     }
 }
@@ -289,7 +196,9 @@ async fn write_stream(
         loop {
             let mut frames = shared.with(|core, now| core.next_frames(live.number, index, now));
             if frames.is_empty() {
-                if *shared.closing.borrow() && !shared.with(|core, _| core.has_frames(index)) {
+                if *shared.closing.borrow()
+                    && !shared.with(|core, _| core.has_frames(live.number, index))
+                {
                     break;
                 }
                 let woken = live.stream_wakes[index].notified();
@@ -334,46 +243,20 @@ async fn write_control(shared: Arc<Shared>, live: Arc<Live>, mut stream: SendStr
 }
 
 /// Lets everything arrive that was handed over, tells the edge, and closes.
-async fn say_goodbye(shared: &Arc<Shared>, mut session: Session) {
+pub(crate) async fn say_goodbye(shared: &Arc<Shared>, mut session: Session) {
     let host = shared.host.clone();
     let live = &session.live;
     let farewell = async {
         // Nobody sends on it: it only ends.
         let _ = session.writers.recv().await;
         let bye = client_message::Body::Bye(Bye {});
-        shared.with(|core, _| core.tell_edge(bye));
+        shared.with(|core, _| core.tell_session(live.number, bye));
         // The edge closes when it has read that.
         live.connection.closed().await;
     };
     let _ = host.timeout(FAREWELL, farewell).await;
     live.connection.close(code(CloseCode::Done), b"bye");
     let _ = host.timeout(FAREWELL, session.endpoint.wait_idle()).await;
-}
-
-/// Waits until the token must be replaced, and replaces it. Never completes when it cannot be.
-async fn refresh_token(shared: &Arc<Shared>) {
-    if !shared.config.token.can_refresh() {
-        return std::future::pending().await;
-    }
-    let expires = shared.with(|core, _| core.welcome.expires_unix_s);
-    let now = shared.host.wall_clock();
-    let left = (UNIX_EPOCH + Duration::from_secs(expires))
-        .duration_since(now)
-        .unwrap_or_default();
-    let wait = left.saturating_sub(REFRESH_AHEAD.max(left / 5));
-    shared.host.sleep(wait.max(Duration::from_secs(1))).await;
-    match shared.config.token.get().await {
-        Ok(token) => {
-            let refresh = client_message::Body::RefreshToken(RefreshToken { token });
-            shared.with(|core, _| core.tell_edge(refresh));
-            // The answer says until when the new one holds.
-            shared.host.sleep(Duration::from_secs(5)).await;
-        }
-        Err(error) => {
-            tracing::warn!(error, "no fresh token yet");
-            shared.host.sleep(Duration::from_secs(5)).await;
-        }
-    }
 }
 
 fn broken(live: &Live, reason: &str) {
@@ -403,35 +286,14 @@ pub(crate) fn describe(error: &ConnectionError) -> (Option<CloseCode>, String) {
     }
 }
 
-/// Whether a session that ended so is not to be followed by another.
-fn is_final(code: Option<CloseCode>, shared: &Shared) -> bool {
-    match code {
-        // The user has connected elsewhere, or may not connect.
-        Some(CloseCode::Replaced | CloseCode::Revoked) => true,
-        Some(CloseCode::Unauthorized | CloseCode::TokenExpired) => {
-            !shared.config.token.can_refresh()
-        }
-        _ => false,
-    }
-}
-
-fn is_hopeless(error: &ConnectError, shared: &Shared) -> bool {
-    match error {
-        ConnectError::Config(_) => true,
-        ConnectError::Unauthorized { .. } => !shared.config.token.can_refresh(),
-        ConnectError::Refused { code, .. } => is_final(Some(*code), shared),
-        _ => false,
-    }
-}
-
 /// The first message of a session.
-pub(crate) fn hello(token: String, instance: u64) -> Bytes {
+pub(crate) fn hello(token: String, instance: u64, role: Option<Role>) -> Bytes {
     let sdk = concat!("tradewind-rust/", env!("CARGO_PKG_VERSION")).to_owned();
     let hello = tradewind_proto::control::Hello {
         token,
         instance,
         sdk,
-        role: None,
+        role,
     };
     frame_message(&ClientMessage {
         id: HELLO_ID,

@@ -16,11 +16,7 @@ use tokio::sync::{Notify, watch};
 use tradewind_host::Host;
 use tradewind_proto::packet::AccessHeader;
 
-use crate::{
-    ClientConfig, FlowError,
-    core::{Core, STREAMS},
-    session::Wakes,
-};
+use crate::{ClientConfig, FlowError, core::Core};
 
 /// The client's state behind its lock, and what wakes its tasks. Nothing is awaited under the lock.
 pub(crate) struct Shared {
@@ -31,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) timer_wake: Notify,
     /// Something can be received, or the client has ended.
     pub(crate) event_wake: Notify,
+    /// The keeper of sessions has something to do.
+    pub(crate) keeper_wake: Notify,
     /// The client is to end.
     pub(crate) closing: watch::Sender<bool>,
     /// The client has ended.
@@ -47,6 +45,7 @@ impl Shared {
             core: Mutex::new(core),
             timer_wake: Notify::new(),
             event_wake: Notify::new(),
+            keeper_wake: Notify::new(),
             closing: watch::Sender::new(false),
             done: watch::Sender::new(false),
             media_sent: AtomicU64::new(0),
@@ -56,32 +55,22 @@ impl Shared {
     /// Runs `work` on the state, then wakes who has something to do because of it.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Core, Instant) -> T) -> T {
         let now = self.host.now();
-        let (result, wakes, live) = {
+        let (result, wakes) = {
             let mut core = self.core.lock().expect("nobody panics while holding it");
             let result = work(&mut core, now);
-            (result, core.take_wakes(), core.live.clone())
+            (result, core.take_wakes())
         };
-        if wakes.is_empty() {
-            return result;
-        }
         if wakes.timer {
             self.timer_wake.notify_one();
         }
         if wakes.events {
             self.event_wake.notify_waiters();
         }
-        if let Some(live) = live {
-            if wakes.control {
-                live.control_wake.notify_one();
-            }
-            for stream in 0..STREAMS {
-                if wakes.streams & 1 << stream != 0 {
-                    live.stream_wakes[stream].notify_one();
-                }
-            }
-            if wakes.draining {
-                live.draining_wake.notify_one();
-            }
+        if wakes.keeper {
+            self.keeper_wake.notify_one();
+        }
+        for (live, of_session) in wakes.sessions {
+            of_session.wake(&live);
         }
         result
     }
@@ -167,10 +156,4 @@ pub(crate) enum Either<A, B> {
 /// Completes once the value is true, or nobody can set it any more.
 pub(crate) async fn until_true(watch: &watch::Sender<bool>) {
     let _ = watch.subscribe().wait_for(|value| *value).await;
-}
-
-impl Wakes {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }

@@ -180,16 +180,17 @@ fn messages_under_way_survive_the_death_of_the_edge() {
         assert_eq!(ann.stats().relay.as_deref(), Some("edge-1"));
         assert_eq!(ann.stats().sessions, 2);
         let mut states = Vec::new();
-        while states.len() < 3 {
+        while states.len() < 2 {
             if let Some(Event::State(state)) = ann.recv().await {
                 states.push(state);
             }
         }
+        // The session that stood by became the first one: there was none without a session.
+        let at = |state: &State, edge: &str| matches!(state, State::Connected { relay, .. } if relay == edge);
         assert!(
-            matches!(states[1], State::Reconnecting { .. }),
+            at(&states[0], "edge-0") && at(&states[1], "edge-1"),
             "{states:?}"
         );
-        assert!(matches!(&states[2], State::Connected { relay, .. } if relay == "edge-1"));
     });
 }
 
@@ -377,6 +378,8 @@ fn a_reader_that_lags_loses_the_oldest_media_and_holds_back_messages() {
         let host = wan.add_host(places[0], HostClock::EXACT);
         let mut config = net.config("ben");
         (config.media_queue, config.message_queue) = (10, 10);
+        // At no distance at all QUIC's pacing would wait for no time at all, for ever.
+        host.set_access_delay(Duration::from_micros(100));
         let ben = Client::connect(config, host).await.unwrap();
         let flow = ann.open_flow("ben", Class::Video).await.unwrap();
         for n in 0..30_u8 {

@@ -78,6 +78,17 @@
 //! | 20-23 | lane |
 //! | 24-31 | sequence of the message's first segment |
 //!
+//! **LEFT**, 12 bytes and the name: whoever sends it has left an edge that did not answer any more:
+//! ways that lead there are not to be taken, the directory may not have heard yet. Of no lane.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0 | version = 1 \| type = 4 |
+//! | 1 | length of the name, bytes |
+//! | 2-3 | reserved |
+//! | 4-11 | SDK instance of who sends it |
+//! | 12… | name of the edge's relay |
+//!
 //! # Credit
 //! A segment *costs* its payload's length and [`SEGMENT_COST`] more, so that many small ones are
 //! bounded as well. The sender keeps the cost of all segments from *next* on that it has sent (and
@@ -109,7 +120,7 @@ mod send;
 
 use std::time::Duration;
 
-pub use frame::{Ack, Data, LaneFrame, MAX_RANGES, Refusal, Refuse, Skip};
+pub use frame::{Ack, Data, LaneFrame, Left, MAX_RANGES, Refusal, Refuse, Skip};
 pub use receive::{ReceiveConfig, ReceiveLane, Received};
 pub use send::{Enqueue, MessageId, Outcome, SendConfig, SendLane, Trouble};
 

@@ -12,13 +12,15 @@ use tradewind_proto::{
 };
 
 use super::{
-    Core, LaneKey, MAX_HELD, MAX_HELD_PER_HANDLE, MAX_LANES_PER_SENDER, Packet, Pinged,
-    ReceiveEntry, ReceiveKey, Timer,
+    Core, DeviceKey, LaneKey, MAX_HELD, MAX_HELD_PER_HANDLE, MAX_LANES_PER_SENDER, Packet, Pinged,
+    ReceiveEntry, ReceiveKey, Timer, WayKey,
 };
 use crate::{Hop, Media, PingError, PingReport, shared::Shared};
 
 /// A ping that waits for its answer.
 pub(crate) struct Ping {
+    /// The session that it was sent over.
+    pub(crate) session: u64,
     /// What must come back.
     pub(crate) nonce: [u8; 8],
     pub(crate) sent: Instant,
@@ -31,12 +33,23 @@ impl Ping {
     }
 }
 
+impl Packet {
+    /// The way back to where it came from.
+    const fn way(&self) -> WayKey {
+        WayKey {
+            session: self.session,
+            handle: self.header.handle,
+        }
+    }
+}
+
 impl Core {
     /// A packet has come: a datagram, or a frame of a message stream.
     pub(crate) fn on_packet(&mut self, session: u64, bytes: Bytes, reliable: bool, now: Instant) {
-        if session != self.sessions || self.live.is_none() {
+        if !self.attachments.contains_key(&session) {
             return;
         }
+        self.note_use(session, now);
         let header = match AccessHeader::decode(&bytes) {
             Ok(header) if header.kind.is_reliable() == reliable => header,
             _ => {
@@ -45,10 +58,14 @@ impl Core {
             }
         };
         let payload = bytes.slice(AccessHeader::LEN..);
-        let packet = Packet { header, payload };
+        let packet = Packet {
+            session,
+            header,
+            payload,
+        };
         match header.kind {
             Kind::Message => self.on_message_packet(packet, now),
-            Kind::Media => self.on_media(packet),
+            Kind::Media => self.on_media(packet, now),
             Kind::EchoRequest => self.on_echo_request(&packet),
             Kind::EchoReply => self.on_echo_reply(&packet, now),
             Kind::Control | Kind::Probe => self.stats.unexpected += 1,
@@ -66,19 +83,24 @@ impl Core {
     }
 
     /// It is now known who is behind a handle.
-    pub(super) fn on_peer(&mut self, handle: u32, user: &str, now: Instant) {
+    pub(super) fn on_peer(&mut self, way: WayKey, user: &str, instance: u64, now: Instant) {
         let user: Arc<str> = self
             .peers
             .get_key_value(user)
             .map_or_else(|| user.into(), |(name, _)| name.clone());
-        let entry = self.handles.entry(handle).or_default();
+        let Some(attachment) = self.attachments.get_mut(&way.session) else {
+            return;
+        };
+        let entry = attachment.handles.entry(way.handle).or_default();
         entry.user = Some(user);
+        entry.instance = instance;
+        entry.gone = false;
         let held = std::mem::take(&mut entry.held);
         self.held -= held.len();
         for packet in held {
             match packet.header.kind {
                 Kind::Message => self.on_message_packet(packet, now),
-                _ => self.on_media(packet),
+                _ => self.on_media(packet, now),
             }
         }
     }
@@ -96,33 +118,33 @@ impl Core {
         match frame {
             // Whoever knows the sender instance is the peer: no need to know its name.
             LaneFrame::Ack(ack) => {
-                if let Some(user) = self.by_sender.get(&ack.sender).cloned()
-                    && let Some(entry) = self.send_entry(&user, ack.lane)
+                if let Some(device) = self.by_sender.get(&ack.sender).cloned()
+                    && let Some(entry) = self.send_entry(&device, ack.lane)
                 {
                     entry.lane.on_ack(&ack, now);
-                    self.serve_send(&user, ack.lane);
+                    self.serve_send(&device, ack.lane);
                 }
             }
             LaneFrame::Refuse(refuse) => {
-                if let Some(user) = self.by_sender.get(&refuse.sender).cloned()
-                    && let Some(entry) = self.send_entry(&user, refuse.lane)
+                if let Some(device) = self.by_sender.get(&refuse.sender).cloned()
+                    && let Some(entry) = self.send_entry(&device, refuse.lane)
                 {
                     entry.lane.on_refuse(&refuse, now);
-                    self.serve_send(&user, refuse.lane);
+                    self.serve_send(&device, refuse.lane);
                 }
             }
             LaneFrame::Data(data) => {
                 let Some(packet) = self.hold_if_unknown(packet) else {
                     return;
                 };
-                self.on_data(packet.header.handle, data, age, now);
+                self.on_data(packet.way(), data, age, now);
             }
             LaneFrame::Skip(skip) => {
                 let Some(packet) = self.hold_if_unknown(packet) else {
                     return;
                 };
-                let handle = packet.header.handle;
-                let Some(user) = self.user_of(handle) else {
+                let way = packet.way();
+                let Some((user, _)) = self.user_of(way) else {
                     return;
                 };
                 let key = ReceiveKey {
@@ -131,18 +153,31 @@ impl Core {
                     lane: skip.lane,
                 };
                 if let Some(entry) = self.received.get_mut(&key) {
-                    entry.from = (self.sessions, handle);
+                    entry.from = way;
                     entry.lane.on_skip(skip.base, now);
                     self.serve_receive(&key, now);
+                }
+            }
+            LaneFrame::Left(left) => {
+                let Some(packet) = self.hold_if_unknown(packet) else {
+                    return;
+                };
+                let way = packet.way();
+                if let Some((user, instance)) = self.user_of(way)
+                    && instance == left.instance
+                    && self.peers.contains_key(&user)
+                {
+                    self.on_left(&DeviceKey { user, instance }, &left.relay, way, now);
                 }
             }
         }
     }
 
-    fn on_data(&mut self, handle: u32, data: Data, age: Duration, now: Instant) {
-        let Some(user) = self.user_of(handle) else {
+    fn on_data(&mut self, way: WayKey, data: Data, age: Duration, now: Instant) {
+        let Some((user, _)) = self.user_of(way) else {
             return;
         };
+        self.note_talk(&user, now);
         let key = ReceiveKey {
             user,
             sender: data.sender,
@@ -162,7 +197,7 @@ impl Core {
             );
             let entry = ReceiveEntry {
                 lane,
-                from: (self.sessions, handle),
+                from: way,
                 heard_at: now,
                 duplicates_counted: 0,
                 queued: false,
@@ -172,20 +207,26 @@ impl Core {
             self.received.insert(key.clone(), entry);
         }
         if let Some(entry) = self.received.get_mut(&key) {
-            entry.from = (self.sessions, handle);
+            entry.from = way;
             entry.heard_at = now;
             entry.lane.on_data(data, age, now);
             self.serve_receive(&key, now);
         }
     }
 
-    fn on_media(&mut self, packet: Packet) {
-        let Some(Packet { header, payload }) = self.hold_if_unknown(packet) else {
+    fn on_media(&mut self, packet: Packet, now: Instant) {
+        let Some(packet) = self.hold_if_unknown(packet) else {
             return;
         };
-        let Some(from) = self.user_of(header.handle) else {
+        let Some((from, _)) = self.user_of(packet.way()) else {
             return;
         };
+        self.note_talk(&from, now);
+        let Packet {
+            session,
+            header,
+            payload,
+        } = packet;
         let payload = if header.trace {
             payload.slice(Trace::LEN.min(payload.len())..)
         } else {
@@ -195,7 +236,7 @@ impl Core {
         let dropped = self.inbox.push_media(Media {
             from,
             handle: header.handle,
-            session: self.sessions,
+            session,
             flow: header.flow,
             sequence: header.sequence,
             age: Duration::from_micros(u64::from(header.age_us)),
@@ -209,7 +250,7 @@ impl Core {
 
     /// Answers at once, with what the request went through.
     fn on_echo_request(&mut self, packet: &Packet) {
-        let Some(live) = &self.live else {
+        let Some(live) = self.live(packet.session) else {
             return;
         };
         let header = AccessHeader {
@@ -247,13 +288,19 @@ impl Core {
         }
     }
 
-    fn user_of(&self, handle: u32) -> Option<Arc<str>> {
-        self.handles.get(&handle)?.user.clone()
+    fn user_of(&self, way: WayKey) -> Option<(Arc<str>, u64)> {
+        let handle = self
+            .attachments
+            .get(&way.session)?
+            .handles
+            .get(&way.handle)?;
+        Some((handle.user.clone()?, handle.instance))
     }
 
     /// Gives the packet back if its sender is known; holds it until then otherwise.
     fn hold_if_unknown(&mut self, packet: Packet) -> Option<Packet> {
-        let entry = self.handles.entry(packet.header.handle).or_default();
+        let attachment = self.attachments.get_mut(&packet.session)?;
+        let entry = attachment.handles.entry(packet.header.handle).or_default();
         if entry.user.is_some() {
             return Some(packet);
         }

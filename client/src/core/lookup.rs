@@ -1,24 +1,34 @@
-//! Where peers are: lookups, handles, their loss.
+//! Where peers are: lookups, the ways to them, their loss.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tradewind_proto::{
     control::{
-        ClientMessage, EdgeMessage, LookupRelay, LookupUser, Rejected, client_message,
-        edge_message, lookup_result, rejected,
+        self, EdgeMessage, FindEdges, LookupRelay, LookupResult, LookupUser, Rejected,
+        client_message, edge_message, lookup_result, rejected,
     },
-    frame_message,
     lane::{Outcome, Trouble},
 };
 
 use super::{
-    Ask, Core, FLOW_CHECK, Found, LOOKUP_OFFLINE_RETRY, LOOKUP_PATIENCE, LOOKUP_RETRY, LookupError,
-    Timer, Whereabouts,
+    Ask, Core, DeviceKey, FLOW_CHECK, Found, LOOKUP_OFFLINE_RETRY, LOOKUP_PATIENCE, LOOKUP_RETRY,
+    LookupError, Timer, WayKey, Whereabouts,
+    devices::MAX_DEVICES,
+    talk::MOMENT,
+    ways::{Choice, Way},
 };
 use crate::connect::edges_of;
 
+/// Edges nearest to the peer that a conversation tries to enter the network by.
+const PEERS_NEAREST: usize = 2;
+/// For how long such an edge is wanted.
+const WANTED_FOR: Duration = Duration::from_secs(15);
+
 impl Core {
-    /// Answers with a handle for `user` as soon as there is one.
+    /// Answers with a way to `user` as soon as there is one.
     pub(crate) fn find_user(&mut self, user: &str, found: Found, now: Instant) {
         if self.closed {
             let _ = found.send(Err(LookupError::Closed));
@@ -28,58 +38,80 @@ impl Core {
             let _ = found.send(Err(LookupError::Offline));
             return;
         };
-        if let Some(handle) = peer.whereabouts.handle() {
-            let _ = found.send(Ok(handle));
+        if let Some(way) = peer.way() {
+            let _ = found.send(Ok(way));
             return;
         }
         peer.waiting.push(found);
         self.look_up(&name, now);
     }
 
-    /// Answers with a handle for a relay.
+    /// Answers with a way to a relay.
     pub(crate) fn find_relay(&mut self, relay: &str, found: Found) {
         let relay = relay.to_owned();
         let body = client_message::Body::LookupRelay(LookupRelay { relay });
-        if let Some(id) = self.tell_edge(body) {
-            self.asks.insert(id, Ask::Relay(found));
-        }
+        self.ask(body, Ask::Relay(found));
     }
 
-    /// Sends a control message. Its id; `None` without a session.
+    /// Asks where clients reach these relays; the answer is among the known edges then.
+    pub(crate) fn find_edges(&mut self, relays: Vec<String>) {
+        self.tell_edge(client_message::Body::FindEdges(FindEdges { relays }));
+    }
+
+    /// Sends a control message over the first session. Its id; `None` without one.
     pub(crate) fn tell_edge(&mut self, body: client_message::Body) -> Option<u32> {
-        self.live.as_ref()?;
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1).max(1);
-        let body = Some(body);
-        self.control
-            .push_back(frame_message(&ClientMessage { id, body }));
-        self.wakes.control = true;
+        self.tell_session(self.first?, body)
+    }
+
+    fn ask(&mut self, body: client_message::Body, ask: Ask) -> Option<(u64, u32)> {
+        let session = self.first?;
+        self.ask_at(session, body, ask).map(|id| (session, id))
+    }
+
+    fn ask_at(&mut self, session: u64, body: client_message::Body, ask: Ask) -> Option<u32> {
+        let id = self.tell_session(session, body)?;
+        self.attachments.get_mut(&session)?.asks.insert(id, ask);
         Some(id)
+    }
+
+    fn forget_ask(&mut self, session: u64, id: u32) {
+        if let Some(attachment) = self.attachments.get_mut(&session) {
+            attachment.asks.remove(&id);
+        }
     }
 
     /// Control messages to send now.
     pub(crate) fn take_control(&mut self, session: u64) -> Vec<bytes::Bytes> {
-        if session != self.sessions {
-            return Vec::new();
-        }
-        self.control.drain(..).collect()
+        let attachment = self.attachments.get_mut(&session);
+        attachment.map_or_else(Vec::new, |attachment| {
+            attachment.control.drain(..).collect()
+        })
     }
 
     /// A control message has come.
     pub(crate) fn on_control(&mut self, session: u64, message: EdgeMessage, now: Instant) {
-        let Some(body) = message.body.filter(|_| session == self.sessions) else {
+        let Some(attachment) = self.attachments.get_mut(&session) else {
+            return;
+        };
+        let Some(body) = message.body else {
             return;
         };
         match body {
             edge_message::Body::LookupResult(result) => {
-                let status = result.status();
-                match self.asks.remove(&message.reply_to) {
+                match attachment.asks.remove(&message.reply_to) {
                     Some(Ask::User(user)) => {
-                        self.on_lookup(&user, message.reply_to, status, result.handle, now);
+                        self.on_lookup(&user, (session, message.reply_to), &result, now);
+                    }
+                    Some(Ask::Ways(user)) => {
+                        if result.status() == lookup_result::Status::Found {
+                            self.learn_ways(&user, session, &result, now);
+                            self.choose_ways(&user, now);
+                        }
                     }
                     Some(Ask::Relay(found)) => {
-                        let _ = found.send(match status {
-                            lookup_result::Status::Found => Ok(result.handle),
+                        let handle = result.handle;
+                        let _ = found.send(match result.status() {
+                            lookup_result::Status::Found => Ok(WayKey { session, handle }),
                             lookup_result::Status::Denied => Err(LookupError::Denied),
                             lookup_result::Status::Retry => Err(LookupError::TimedOut),
                             _ => Err(LookupError::Offline),
@@ -88,19 +120,41 @@ impl Core {
                     None => {}
                 }
             }
-            edge_message::Body::Peer(peer) => self.on_peer(peer.handle, &peer.user, now),
-            edge_message::Body::Gone(gone) => self.on_gone(gone.handle, now),
-            edge_message::Body::Rejected(rejected) => self.on_rejected(&rejected, now),
+            edge_message::Body::Peer(peer) => {
+                let way = WayKey {
+                    session,
+                    handle: peer.handle,
+                };
+                self.on_peer(way, &peer.user, peer.instance, now);
+            }
+            edge_message::Body::Gone(gone) => {
+                let handle = gone.handle;
+                self.on_gone(WayKey { session, handle }, now);
+            }
+            edge_message::Body::Rejected(rejected) => self.on_rejected(session, &rejected, now),
             edge_message::Body::Draining(draining) => {
                 self.known_edges = edges_of(&draining.edges);
-                self.wakes.draining = true;
+                self.wake(session, |wakes| wakes.draining = true);
             }
             edge_message::Body::Refreshed(refreshed) => {
-                self.welcome.expires_unix_s = refreshed.expires_unix_s;
+                attachment.welcome.expires_unix_s = refreshed.expires_unix_s;
+                if self.first == Some(session) {
+                    self.welcome.expires_unix_s = refreshed.expires_unix_s;
+                }
                 if !refreshed.error.is_empty() {
                     tracing::warn!(error = refreshed.error, "the edge refused the fresh token");
                 }
             }
+            edge_message::Body::EdgeDown(down) => self.on_edge_down(&down.relay),
+            edge_message::Body::FoundEdges(found) => {
+                for edge in edges_of(&found.edges) {
+                    if !self.known_edges.contains(&edge) {
+                        self.known_edges.push(edge);
+                    }
+                }
+                self.wakes.keeper = true;
+            }
+            // A message of a later version, or an answer that nobody waits for.
             _ => {}
         }
     }
@@ -108,24 +162,33 @@ impl Core {
     /// Asks where a peer is, unless that is known or asked already.
     pub(super) fn look_up(&mut self, user: &Arc<str>, now: Instant) {
         let asking = self.peers.get(user).is_some_and(|peer| {
-            matches!(
+            let at_rest = matches!(
                 peer.whereabouts,
                 Whereabouts::Unknown | Whereabouts::AskLater
-            )
+            );
+            at_rest || (peer.whereabouts == Whereabouts::Known && peer.way().is_none())
         });
         if asking {
             self.ask_user(user, now);
         }
     }
 
-    /// A peer does not answer: its edge may have died, which nobody tells. Asks anew where it is.
-    pub(super) fn doubt_whereabouts(&mut self, user: &Arc<str>, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(user)
-            && peer.whereabouts.handle().is_some()
-            && peer.is_wanted()
-        {
-            peer.whereabouts = Whereabouts::Unknown;
-            self.look_up(user, now);
+    /// A peer does not answer: its edge may have died, which nobody tells. Takes another way to it, and
+    /// asks anew where it is.
+    pub(super) fn doubt_way(&mut self, key: &DeviceKey, now: Instant) {
+        let Some(device) = self.device(key) else {
+            return;
+        };
+        if let Some(way) = device.ways.chosen() {
+            device.ways.distrust(way, now);
+            self.choose_ways(&key.user, now);
+        }
+        let asking = self.peers.get(&key.user).is_some_and(|peer| {
+            matches!(peer.whereabouts, Whereabouts::Known | Whereabouts::Unknown)
+                && peer.is_wanted()
+        });
+        if asking {
+            self.ask_user(&key.user, now);
         }
     }
 
@@ -136,32 +199,48 @@ impl Core {
         };
         peer.lookup_timer = None;
         peer.waiting.retain(|found| !found.is_closed());
+        let (goes_on, lasts) = (peer.talk.goes_on(now), peer.talk.lasts(now));
         match peer.whereabouts {
-            Whereabouts::At(_) if peer.flows > 0 && peer.flow_used => self.check_user(user, now),
-            Whereabouts::At(_) => {
+            Whereabouts::Known if goes_on => {
+                self.check_user(user, now);
+                if lasts {
+                    self.ask_for_ways(user, now);
+                }
+            }
+            Whereabouts::Known => {
                 if peer.flows > 0 {
                     self.set_lookup_timer(user, Some(now + FLOW_CHECK));
                 }
             }
             // No answer. What holds will hold for a while longer.
-            Whereabouts::Checked { handle, id } => {
-                peer.whereabouts = Whereabouts::At(handle);
-                self.asks.remove(&id);
+            Whereabouts::Checked(session, id) => {
+                peer.whereabouts = Whereabouts::Known;
+                self.forget_ask(session, id);
                 self.set_lookup_timer(user, Some(now + FLOW_CHECK));
             }
-            Whereabouts::Asked(id) => {
-                self.asks.remove(&id);
+            Whereabouts::Asked(session, id) => {
+                peer.whereabouts = Whereabouts::Unknown;
+                self.forget_ask(session, id);
                 self.ask_if_wanted(user, now);
             }
             Whereabouts::Unknown | Whereabouts::AskLater => self.ask_if_wanted(user, now),
         }
     }
 
+    /// Something was said to a peer, or by it.
+    pub(super) fn note_talk(&mut self, user: &Arc<str>, now: Instant) {
+        let Some((_, peer)) = self.peer(user) else {
+            return;
+        };
+        if peer.talk.note(now) && peer.lookup_timer.is_none() {
+            self.set_lookup_timer(user, Some(now + MOMENT));
+        }
+    }
+
     /// From the first flow on its way is checked now and then.
     pub(super) fn watch_flow(&mut self, user: &Arc<str>, now: Instant) {
         let unwatched = self.peers.get(user).is_some_and(|peer| {
-            let found = matches!(peer.whereabouts, Whereabouts::At(_));
-            peer.flows > 0 && found && peer.lookup_timer.is_none()
+            peer.flows > 0 && peer.whereabouts == Whereabouts::Known && peer.lookup_timer.is_none()
         });
         if unwatched {
             self.set_lookup_timer(user, Some(now + FLOW_CHECK));
@@ -173,44 +252,74 @@ impl Core {
             return;
         };
         peer.whereabouts = Whereabouts::Unknown;
-        if peer.is_wanted() {
+        if peer.is_wanted() || peer.talk.lasts(now) {
             self.ask_user(user, now);
         }
     }
 
     /// Asks whether a peer is still where it was.
     fn check_user(&mut self, user: &Arc<str>, now: Instant) {
-        let lookup = LookupUser {
-            user: user.to_string(),
+        let body = lookup_of(user);
+        let Some((session, id)) = self.ask(body, Ask::User(user.clone())) else {
+            return;
         };
-        let id = self.tell_edge(client_message::Body::LookupUser(lookup));
-        if let Some(id) = id
-            && let Some(peer) = self.peers.get_mut(user)
-            && let Some(handle) = peer.whereabouts.handle()
-        {
-            peer.flow_used = false;
-            peer.whereabouts = Whereabouts::Checked { handle, id };
-            self.asks.insert(id, Ask::User(user.clone()));
+        if let Some(peer) = self.peers.get_mut(user) {
+            peer.whereabouts = Whereabouts::Checked(session, id);
             self.set_lookup_timer(user, Some(now + LOOKUP_PATIENCE));
         }
     }
 
     fn ask_user(&mut self, user: &Arc<str>, now: Instant) {
-        let lookup = LookupUser {
-            user: user.to_string(),
-        };
-        let id = self.tell_edge(client_message::Body::LookupUser(lookup));
+        let asked = self.ask(lookup_of(user), Ask::User(user.clone()));
         let Some(peer) = self.peers.get_mut(user) else {
             return;
         };
-        let Some(id) = id else {
+        let Some((session, id)) = asked else {
             // Asked when there is a session.
             peer.whereabouts = Whereabouts::Unknown;
             return;
         };
-        peer.whereabouts = Whereabouts::Asked(id);
-        self.asks.insert(id, Ask::User(user.clone()));
+        peer.whereabouts = Whereabouts::Asked(session, id);
         self.set_lookup_timer(user, Some(now + LOOKUP_PATIENCE));
+    }
+
+    /// A conversation lasts: asks the own nearest edges and those nearest to the peer what the ways
+    /// from there cost. Those of them that there is no session with are wanted.
+    pub(super) fn ask_for_ways(&mut self, user: &Arc<str>, now: Instant) {
+        let near_peer = self.peers.get(user).map_or_else(Vec::new, |peer| {
+            let newest = peer.newest.and_then(|newest| peer.devices.get(&newest));
+            newest.map_or_else(Vec::new, |device| {
+                device.ways.nearest_to_peer(PEERS_NEAREST)
+            })
+        });
+        let mut own: Vec<(Duration, u64)> = self
+            .attachments
+            .iter()
+            .map(|(&session, attachment)| (attachment.leg(), session))
+            .collect();
+        own.sort_unstable();
+        own.truncate(self.near_edges);
+        let asked: Vec<u64> = self
+            .attachments
+            .iter()
+            .filter(|(session, attachment)| {
+                let near = own.iter().any(|(_, own)| own == *session);
+                let open = |ask: &Ask| matches!(ask, Ask::User(u) | Ask::Ways(u) if u == user);
+                (near || near_peer.iter().any(|r| **r == *attachment.welcome.relay))
+                    && !attachment.asks.values().any(open)
+            })
+            .map(|(&session, _)| session)
+            .collect();
+        for session in asked {
+            self.ask_at(session, lookup_of(user), Ask::Ways(user.clone()));
+        }
+        for relay in near_peer {
+            let attached = |a: &super::Attachment| *a.welcome.relay == *relay;
+            if !self.attachments.values().any(attached) {
+                let new = self.wanted_edges.insert(relay, now + WANTED_FOR).is_none();
+                self.wakes.keeper |= new;
+            }
+        }
     }
 
     fn ask_later(&mut self, user: &Arc<str>, at: Instant) {
@@ -230,43 +339,50 @@ impl Core {
     fn on_lookup(
         &mut self,
         user: &Arc<str>,
-        id: u32,
-        status: lookup_result::Status,
-        handle: u32,
+        (session, id): (u64, u32),
+        result: &LookupResult,
         now: Instant,
     ) {
         let Some(peer) = self.peers.get_mut(user) else {
             return;
         };
         let checked = match peer.whereabouts {
-            Whereabouts::Asked(asked) if asked == id => false,
-            Whereabouts::Checked { id: asked, .. } if asked == id => true,
+            Whereabouts::Asked(s, asked) if (s, asked) == (session, id) => false,
+            Whereabouts::Checked(s, asked) if (s, asked) == (session, id) => true,
             _ => return,
         };
-        let next_check = (peer.flows > 0).then_some(now + FLOW_CHECK);
-        match status {
+        match result.status() {
             lookup_result::Status::Found => {
-                peer.whereabouts = Whereabouts::At(handle);
+                peer.whereabouts = Whereabouts::Known;
                 peer.found_at = Some(now);
-                for found in peer.waiting.drain(..) {
-                    let _ = found.send(Ok(handle));
-                }
-                self.handles.entry(handle).or_default().gone = false;
-                self.set_lookup_timer(user, next_check);
-                self.on_peer(handle, user, now);
-                if !checked {
-                    self.each_lane(user, now, |lane, _| lane.way_changed());
+                let next = (peer.flows > 0 || peer.talk.goes_on(now)).then(|| {
+                    match peer.talk.lasts(now) {
+                        true => now + FLOW_CHECK,
+                        false => now + MOMENT,
+                    }
+                });
+                self.set_lookup_timer(user, next);
+                self.learn_ways(user, session, result, now);
+                self.choose_ways(user, now);
+                let absent = self.peers.get(user).is_some_and(|peer| {
+                    let mut devices = peer.devices.values();
+                    devices.any(|device| device.absent_since.is_some() && device.has_messages())
+                });
+                if absent {
+                    self.set_lookup_timer(user, Some(now + LOOKUP_OFFLINE_RETRY));
                 }
             }
+            // What holds will hold for a while longer: the directory alone does not end a way in use.
             lookup_result::Status::Retry if checked => {
-                if let Some(handle) = peer.whereabouts.handle() {
-                    peer.whereabouts = Whereabouts::At(handle);
-                }
-                self.set_lookup_timer(user, next_check);
+                peer.whereabouts = Whereabouts::Known;
+                self.set_lookup_timer(user, Some(now + FLOW_CHECK));
             }
             lookup_result::Status::Retry => self.ask_later(user, now + LOOKUP_RETRY),
             lookup_result::Status::Denied => {
                 peer.whereabouts = Whereabouts::Unknown;
+                for device in peer.devices.values_mut() {
+                    device.ways.clear();
+                }
                 for found in peer.waiting.drain(..) {
                     let _ = found.send(Err(LookupError::Denied));
                 }
@@ -275,6 +391,9 @@ impl Core {
             }
             lookup_result::Status::Offline | lookup_result::Status::Unspecified => {
                 peer.whereabouts = Whereabouts::Unknown;
+                for device in peer.devices.values_mut() {
+                    device.ways.clear();
+                }
                 for found in peer.waiting.drain(..) {
                     let _ = found.send(Err(LookupError::Offline));
                 }
@@ -291,57 +410,187 @@ impl Core {
         }
     }
 
-    fn on_gone(&mut self, handle: u32, now: Instant) {
-        let Some(entry) = self.handles.get_mut(&handle) else {
-            return;
-        };
-        entry.gone = true;
-        let Some(user) = entry.user.clone() else {
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&user) else {
-            return;
-        };
-        if peer.whereabouts.handle() != Some(handle) {
-            return;
+    /// Takes the ways to a peer that begin with a session.
+    fn learn_ways(&mut self, user: &Arc<str>, session: u64, result: &LookupResult, now: Instant) {
+        let mut devices = result.devices.clone();
+        if devices.is_empty() {
+            // From an edge of an earlier version.
+            devices.push(control::Device {
+                instance: 0,
+                ways: vec![control::Way {
+                    handle: result.handle,
+                    ..Default::default()
+                }],
+            });
         }
-        peer.whereabouts = Whereabouts::Unknown;
-        if !peer.is_wanted() {
-            return;
-        }
-        // The directory may not have heard yet: do not ask it in a tight loop.
-        match peer.found_at {
-            Some(found_at) if now < found_at + LOOKUP_RETRY => {
-                self.ask_later(&user, found_at + LOOKUP_RETRY);
+        devices.truncate(MAX_DEVICES);
+        let present: Vec<u64> = devices.iter().map(|device| device.instance).collect();
+        self.take_devices(user, &present, now);
+        if let Some(peer) = self.peers.get_mut(user) {
+            for (instance, device) in &mut peer.devices {
+                if !present.contains(instance) {
+                    device.ways.learn(session, []);
+                }
             }
-            _ => self.look_up(&user, now),
+        }
+        for device in devices {
+            let instance = device.instance;
+            for way in &device.ways {
+                let handle = way.handle;
+                if let Some(attachment) = self.attachments.get_mut(&session) {
+                    attachment.handles.entry(handle).or_default().gone = false;
+                }
+                self.on_peer(WayKey { session, handle }, user, instance, now);
+            }
+            let ways = device.ways.into_iter().map(|way| {
+                let micros = |us: u32| (us > 0).then(|| Duration::from_micros(u64::from(us)));
+                let known = Way {
+                    relay: way.relay.into(),
+                    cost: micros(way.cost_us),
+                    leg: micros(way.leg_us),
+                    standby: way.standby,
+                    distrusted_until: None,
+                };
+                (way.handle, known)
+            });
+            let user = user.clone();
+            if let Some(device) = self.device(&DeviceKey { user, instance }) {
+                device.ways.learn(session, ways);
+            }
         }
     }
 
-    fn on_rejected(&mut self, rejected: &Rejected, now: Instant) {
+    /// Takes the best way to each device of a peer.
+    pub(super) fn choose_ways(&mut self, user: &Arc<str>, now: Instant) {
+        let (attachments, first) = (&self.attachments, self.first);
+        let Some(peer) = self.peers.get_mut(user) else {
+            return;
+        };
+        let leg = |session: u64| Some(attachments.get(&session)?.leg());
+        let mut moved = Vec::new();
+        for (&instance, device) in &mut peer.devices {
+            let choice = device.ways.choose(leg, first, now);
+            if choice != Choice::Same {
+                moved.push((instance, choice));
+            }
+        }
+        if let Some(way) = peer.way() {
+            for found in peer.waiting.drain(..) {
+                let _ = found.send(Ok(way));
+            }
+        }
+        for (instance, choice) in moved {
+            let key = DeviceKey {
+                user: user.clone(),
+                instance,
+            };
+            let Some(device) = self.device(&key) else {
+                continue;
+            };
+            let lanes: Vec<u32> = device.lanes.keys().copied().collect();
+            for lane in lanes {
+                if let Some(entry) = self.send_entry(&key, lane) {
+                    entry.queued = false;
+                    // What is on its way over the old one has not got lost when that was merely longer.
+                    if choice == Choice::Other {
+                        entry.lane.way_changed();
+                    }
+                    self.serve_send(&key, lane);
+                }
+            }
+        }
+        let lost = self.peers.get(user).is_some_and(|peer| {
+            let without_way =
+                |device: &super::Device| device.has_messages() && device.ways.chosen().is_none();
+            let media = (peer.flows > 0 || !peer.waiting.is_empty()) && peer.way().is_none();
+            peer.whereabouts == Whereabouts::Known
+                && (media || peer.devices.values().any(without_way))
+        });
+        if lost {
+            self.ask_soon(user, now);
+        }
+    }
+
+    /// Asks where a peer is, but not in a tight loop: the directory may not have heard yet.
+    fn ask_soon(&mut self, user: &Arc<str>, now: Instant) {
+        let Some(peer) = self.peers.get(user) else {
+            return;
+        };
+        match peer.found_at {
+            Some(found_at) if now < found_at + LOOKUP_RETRY => {
+                self.ask_later(user, found_at + LOOKUP_RETRY);
+            }
+            _ => self.ask_user(user, now),
+        }
+    }
+
+    /// The peer's session at the end of a way is over.
+    fn on_gone(&mut self, way: WayKey, now: Instant) {
+        let attachment = self.attachments.get_mut(&way.session);
+        let Some(entry) = attachment.and_then(|a| a.handles.get_mut(&way.handle)) else {
+            return;
+        };
+        // The edge gives the handle to another session later.
+        entry.gone = true;
+        let (Some(user), instance) = (entry.user.take(), entry.instance) else {
+            return;
+        };
+        let key = DeviceKey {
+            user: user.clone(),
+            instance,
+        };
+        let known = self.device(&key).is_some_and(|d| d.ways.forget(way));
+        if known {
+            self.choose_ways(&user, now);
+        }
+    }
+
+    fn on_rejected(&mut self, session: u64, rejected: &Rejected, now: Instant) {
+        let way = WayKey {
+            session,
+            handle: rejected.handle,
+        };
         let trouble = match rejected.reason() {
-            rejected::Reason::UnknownHandle => return self.on_gone(rejected.handle, now),
+            rejected::Reason::UnknownHandle => return self.on_gone(way, now),
             rejected::Reason::Denied => Trouble::Denied,
             rejected::Reason::TooLarge => Trouble::TooLarge,
             rejected::Reason::QueueFull
             | rejected::Reason::NoWay
             | rejected::Reason::Unspecified => Trouble::Congested,
         };
-        let user = self
-            .handles
-            .get(&rejected.handle)
-            .and_then(|handle| handle.user.clone());
-        // Acknowledgements go to other handles; they are made anew when needed.
-        let Some(user) = user.filter(|user| {
-            self.peers
-                .get(user)
-                .is_some_and(|peer| peer.whereabouts.handle() == Some(rejected.handle))
-        }) else {
+        let attachment = self.attachments.get(&session);
+        let Some(handle) = attachment.and_then(|a| a.handles.get(&way.handle)) else {
             return;
         };
-        if let Some(entry) = self.send_entry(&user, rejected.flow) {
+        let Some(user) = handle.user.clone() else {
+            return;
+        };
+        let key = DeviceKey {
+            user,
+            instance: handle.instance,
+        };
+        // Acknowledgements go to other handles; they are made anew when needed.
+        if self.device(&key).and_then(|device| device.ways.chosen()) != Some(way) {
+            return;
+        }
+        if let Some(entry) = self.send_entry(&key, rejected.flow) {
             entry.lane.on_rejected(rejected.sequence, trouble, now);
-            self.serve_send(&user, rejected.flow);
+            self.serve_send(&key, rejected.flow);
         }
     }
+
+    /// A peer has left the edge of that name: whatever leads there is not taken for a while.
+    pub(super) fn on_left(&mut self, key: &DeviceKey, relay: &str, heard: WayKey, now: Instant) {
+        self.make_device(key);
+        if let Some(device) = self.device(key) {
+            device.ways.heard(heard);
+            device.ways.distrust_relay(relay, now);
+            self.choose_ways(&key.user, now);
+        }
+    }
+}
+
+fn lookup_of(user: &str) -> client_message::Body {
+    let user = user.to_owned();
+    client_message::Body::LookupUser(LookupUser { user })
 }

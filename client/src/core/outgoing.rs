@@ -1,22 +1,27 @@
 //! What goes out: messages, acknowledgements, flows' ways.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tradewind_proto::{
     Class,
-    lane::{Enqueue, LaneFrame, Outcome, SendLane},
+    lane::{Enqueue, LaneFrame, Left, Outcome, SendLane},
     packet::{AccessHeader, Kind},
 };
 
-use super::{Core, LaneKey, Outcomes, ReceiveKey, STREAMS, SendEntry, Timer, Whereabouts};
-use crate::{Delivered, SendError, SendOptions, session::Live};
+use super::{
+    Core, Device, DeviceKey, LaneKey, Outcomes, ReceiveKey, STREAMS, Timer, WayKey, Whereabouts,
+    devices::{ANY, send_error},
+};
+use crate::{SendOptions, session::Live};
 
 /// Bytes handed to a stream at once.
 const BATCH: usize = 32 << 10;
 
-/// A packet of the present session.
+/// A packet that has come.
 pub(crate) struct Packet {
+    /// The session that it came over.
+    pub(crate) session: u64,
     pub(crate) header: AccessHeader,
     pub(crate) payload: Bytes,
 }
@@ -36,7 +41,8 @@ impl Core {
         if let Err((error, outcome)) = self.try_enqueue(user, payload, options, outcome, now) {
             self.stats.messages_failed += 1;
             let limit = self.welcome.max_message_bytes;
-            let _ = outcome.send(Err(send_error(error, bytes, limit)));
+            let error = send_error(error, bytes, limit);
+            let _ = outcome.send(crate::Outcomes::failed(error));
         }
     }
 
@@ -55,77 +61,73 @@ impl Core {
         if bytes > self.welcome.max_message_bytes {
             return Err((Outcome::TooLarge, outcome));
         }
-        let config = self.send_config;
         let Some((name, peer)) = self.peer(user) else {
             return Err((Outcome::Offline, outcome));
         };
-        let sender = peer.sender;
-        let entry = peer.lanes.entry(options.lane).or_insert_with(|| SendEntry {
-            lane: SendLane::new(config, sender, options.lane),
-            outcomes: BTreeMap::new(),
-            lengths: BTreeMap::new(),
-            resent_counted: 0,
-            queued: false,
-            timer: None,
-        });
-        let enqueue = Enqueue {
+        let mut devices = peer.present.clone();
+        if options.newest_device {
+            devices.truncate(1);
+        }
+        if devices.is_empty() {
+            devices.push(ANY);
+        }
+        // While a lookup is open or waits to be made again, this message waits with the others.
+        let unknown = peer.whereabouts == Whereabouts::Unknown;
+        let message = Enqueue {
             payload,
             class: options.class,
             ttl: options.ttl,
         };
-        match entry.lane.enqueue(enqueue, now) {
-            Ok(id) => {
-                entry.outcomes.insert(id, outcome);
-                entry.lengths.insert(id, bytes);
-            }
-            Err(error) => return Err((error, outcome)),
-        }
-        // While a lookup is open or waits to be made again, this message waits with the others.
-        if peer.whereabouts == Whereabouts::Unknown {
+        let how = (!options.newest_device, outcome);
+        self.send_to(&name, &devices, options.lane, message, how, now);
+        if unknown {
             self.look_up(&name, now);
         }
-        self.serve_send(&name, options.lane);
+        self.note_talk(&name, now);
         Ok(())
     }
 
     /// After anything that happened to a lane of ours: outcomes, timer, and its turn to send.
-    pub(super) fn serve_send(&mut self, user: &Arc<str>, lane: u32) {
-        let limit = self.welcome.max_message_bytes;
-        let Some(peer) = self.peers.get_mut(user) else {
+    pub(super) fn serve_send(&mut self, key: &DeviceKey, lane: u32) {
+        let Some(device) = self.device(key) else {
             return;
         };
-        let can_send = peer.whereabouts.handle().is_some();
-        let Some(entry) = peer.lanes.get_mut(&lane) else {
+        let way = device.ways.chosen();
+        let Some(entry) = device.lanes.get_mut(&lane) else {
             return;
         };
+        let mut settled = Vec::new();
         while let Some((id, outcome)) = entry.lane.poll_outcome() {
-            let bytes = entry.lengths.remove(&id).unwrap_or(0);
-            let result = match outcome {
-                Outcome::Delivered { after, age } => {
-                    self.stats.messages_delivered += 1;
-                    Ok(Delivered { after, age })
-                }
-                failed => {
-                    self.stats.messages_failed += 1;
-                    Err(send_error(failed, bytes, limit))
-                }
-            };
-            if let Some(told) = entry.outcomes.remove(&id) {
-                let _ = told.send(result);
+            if let Some(send) = entry.sends.remove(&id) {
+                settled.push((send, outcome));
             }
         }
-        self.stats.segments_resent += entry.lane.resent() - entry.resent_counted;
+        let resent = entry.lane.resent() - entry.resent_counted;
         entry.resent_counted = entry.lane.resent();
         let next = entry.lane.next_timeout();
         let before = std::mem::replace(&mut entry.timer, next);
-        let turn = can_send && !entry.queued && !entry.lane.is_idle();
-        entry.queued |= turn;
-        let key = LaneKey::Send(user.clone(), lane);
-        if turn {
-            self.ready[stream_of(lane)].push_back(key.clone());
-            self.wakes.streams |= 1 << stream_of(lane);
+        let turn = way.filter(|_| !entry.queued && !entry.lane.is_idle());
+        entry.queued |= turn.is_some();
+        self.stats.segments_resent += resent;
+        for (send, outcome) in settled {
+            self.settle(send, key.instance, outcome);
         }
-        self.set_timer(Timer::Lane(key), before, next);
+        let lane_key = LaneKey::Send(key.clone(), lane);
+        if let Some(way) = turn {
+            self.queue_turn(way.session, stream_of(lane), lane_key.clone(), false);
+        }
+        self.set_timer(Timer::Lane(lane_key), before, next);
+    }
+
+    /// Gives a lane its turn on a message stream of a session.
+    fn queue_turn(&mut self, session: u64, stream: usize, key: LaneKey, before_others: bool) {
+        if let Some(attachment) = self.attachments.get_mut(&session) {
+            match before_others {
+                true => attachment.ready[stream].push_front(key),
+                false => attachment.ready[stream].push_back(key),
+            }
+            self.wake(session, |wakes| wakes.streams |= 1 << stream);
+        }
     }
 
     /// Does something to all lanes to a peer.
@@ -135,14 +137,20 @@ impl Core {
         now: Instant,
         work: impl Fn(&mut SendLane, Instant),
     ) {
-        let lanes: Vec<u32> = self
-            .peers
-            .get(user)
-            .map_or_else(Vec::new, |peer| peer.lanes.keys().copied().collect());
-        for lane in lanes {
-            if let Some(entry) = self.send_entry(user, lane) {
+        let lanes: Vec<(u64, u32)> = self.peers.get(user).map_or_else(Vec::new, |peer| {
+            let devices = peer.devices.iter();
+            devices
+                .flat_map(|(&instance, device)| device.lanes.keys().map(move |&l| (instance, l)))
+                .collect()
+        });
+        for (instance, lane) in lanes {
+            let key = DeviceKey {
+                user: user.clone(),
+                instance,
+            };
+            if let Some(entry) = self.send_entry(&key, lane) {
                 work(&mut entry.lane, now);
-                self.serve_send(user, lane);
+                self.serve_send(&key, lane);
             }
         }
     }
@@ -151,59 +159,66 @@ impl Core {
     pub(crate) fn next_frames(&mut self, session: u64, stream: usize, now: Instant) -> Vec<Bytes> {
         let mut frames = Vec::new();
         let mut bytes = 0;
-        if session != self.sessions {
-            return frames;
-        }
         while bytes < BATCH
-            && let Some(key) = self.ready[stream].pop_front()
+            && let Some(attachment) = self.attachments.get_mut(&session)
+            && let Some(key) = attachment.ready[stream].pop_front()
         {
             match key {
-                LaneKey::Send(user, lane) => {
-                    let handle = self
-                        .peers
-                        .get(&user)
-                        .and_then(|peer| peer.whereabouts.handle());
-                    let Some(entry) = self.send_entry(&user, lane) else {
+                LaneKey::Send(device, lane) => {
+                    let Some(Device { ways, lanes, .. }) = self.device(&device) else {
+                        continue;
+                    };
+                    // Another way may have been chosen meanwhile: then it has its turn there.
+                    let way = ways.chosen().filter(|way| way.session == session);
+                    let (Some(entry), Some(way)) = (lanes.get_mut(&lane), way) else {
                         continue;
                     };
                     entry.queued = false;
-                    let Some(handle) = handle else {
-                        continue;
-                    };
-                    let Some((frame, class)) = entry.lane.poll_transmit(now) else {
-                        let next = entry.lane.next_timeout();
-                        let before = std::mem::replace(&mut entry.timer, next);
-                        self.set_timer(Timer::Lane(LaneKey::Send(user, lane)), before, next);
-                        continue;
-                    };
-                    entry.queued = true;
-                    bytes += push_frame(&mut frames, handle, class, &frame);
-                    // One segment each, in turn.
-                    self.ready[stream].push_back(LaneKey::Send(user, lane));
+                    let sent = entry.lane.poll_transmit(now);
+                    let next = entry.lane.next_timeout();
+                    let before = std::mem::replace(&mut entry.timer, next);
+                    if let Some((frame, class)) = sent {
+                        entry.queued = true;
+                        bytes += push_frame(&mut frames, way.handle, class, &frame);
+                        // One segment each, in turn.
+                        let key = LaneKey::Send(device.clone(), lane);
+                        if let Some(attachment) = self.attachments.get_mut(&session) {
+                            attachment.ready[stream].push_back(key);
+                        }
+                    }
+                    self.set_timer(Timer::Lane(LaneKey::Send(device, lane)), before, next);
                 }
                 LaneKey::Receive(key) => {
                     let Some(entry) = self.received.get_mut(&key) else {
                         continue;
                     };
                     entry.queued = false;
-                    let (session, handle) = entry.from;
-                    while session == self.sessions
+                    let from = entry.from;
+                    while from.session == session
                         && let Some(frame) = entry.lane.poll_transmit(now)
                     {
-                        bytes += push_frame(&mut frames, handle, Class::Message, &frame);
+                        bytes += push_frame(&mut frames, from.handle, Class::Message, &frame);
                     }
                     let next = entry.lane.next_timeout().filter(|at| *at > now);
                     let before = std::mem::replace(&mut entry.timer, next);
                     self.set_timer(Timer::Lane(LaneKey::Receive(key)), before, next);
                 }
+                LaneKey::Notice(handle, frame) => {
+                    let header = header_for(handle, Class::Message, 0, 0);
+                    bytes += push_packet(&mut frames, header, &[&frame], Bytes::new());
+                }
             }
+        }
+        if !frames.is_empty() {
+            self.note_use(session, now);
         }
         frames
     }
 
     /// Whether all that can go out now has been handed over.
-    pub(crate) fn has_frames(&self, stream: usize) -> bool {
-        !self.ready[stream].is_empty()
+    pub(crate) fn has_frames(&self, session: u64, stream: usize) -> bool {
+        let attachment = self.attachments.get(&session);
+        attachment.is_some_and(|attachment| !attachment.ready[stream].is_empty())
     }
 
     /// After anything that happened to a lane towards us: messages to the inbox, timer, and its
@@ -231,8 +246,8 @@ impl Core {
         self.stats.duplicates_removed += entry.lane.duplicates() - entry.duplicates_counted;
         entry.duplicates_counted = entry.lane.duplicates();
         let due = entry.lane.next_timeout();
-        let turn = entry.from.0 == self.sessions
-            && self.live.is_some()
+        let session = entry.from.session;
+        let turn = self.attachments.contains_key(&session)
             && !entry.queued
             && (entry.lane.must_refuse() || due.is_some_and(|due| due <= now));
         entry.queued |= turn;
@@ -241,35 +256,57 @@ impl Core {
         let stream = stream_of(key.lane);
         if turn {
             // Acknowledgements are small, and somebody waits for them.
-            self.ready[stream].push_front(LaneKey::Receive(key.clone()));
-            self.wakes.streams |= 1 << stream;
+            self.queue_turn(session, stream, LaneKey::Receive(key.clone()), true);
         }
         self.set_timer(Timer::Lane(LaneKey::Receive(key.clone())), before, next);
     }
 
-    /// The way of a flow now: to the handle a packet came from while that holds, else to the user.
+    /// The way of a flow now: the best one that is known; without one, back to where a packet came
+    /// from, while that holds.
     pub(crate) fn way_of(
         &mut self,
         user: &Arc<str>,
-        direct: Option<(u64, u32)>,
+        direct: Option<WayKey>,
         now: Instant,
-    ) -> Option<(Arc<Live>, u32)> {
-        let live = self.live.clone()?;
-        if let Some((session, handle)) = direct
-            && session == self.sessions
-            && self.handles.get(&handle).is_some_and(|handle| !handle.gone)
+    ) -> Option<(Arc<Live>, WayKey)> {
+        self.note_talk(user, now);
+        let chosen = match direct {
+            None => self.peers.get(user)?.way(),
+            Some(direct) => {
+                let attachment = self.attachments.get(&direct.session);
+                let known = attachment.and_then(|a| a.handles.get(&direct.handle));
+                let alive = known.filter(|handle| !handle.gone);
+                let instance = known.map(|handle| handle.instance);
+                let peer = self.peers.get(user)?;
+                let device = instance.and_then(|instance| peer.devices.get(&instance));
+                let best = device.and_then(|device| device.ways.chosen());
+                best.or(alive.map(|_| direct)).or(peer.way())
+            }
+        };
+        if let Some(way) = chosen
+            && let Some(live) = self.live(way.session).cloned()
         {
-            return Some((live, handle));
+            self.note_use(way.session, now);
+            return Some((live, way));
         }
-        let peer = self.peers.get_mut(user)?;
-        if let Some(handle) = peer.whereabouts.handle() {
-            peer.flow_used = true;
-            return Some((live, handle));
-        }
-        if peer.whereabouts == Whereabouts::Unknown {
-            self.look_up(user, now);
-        }
+        self.look_up(user, now);
         None
+    }
+
+    /// Tells a peer that the edge of that name has been left, over the first session.
+    pub(super) fn say_left(&mut self, user: &Arc<str>, relay: &str) {
+        let ways = self.peers.get(user).map_or_else(Vec::new, |peer| {
+            let devices = peer.devices.values();
+            devices.filter_map(|device| device.ways.chosen()).collect()
+        });
+        let left = LaneFrame::Left(Left {
+            instance: self.instance,
+            relay: relay.to_owned(),
+        });
+        for way in ways {
+            let key = LaneKey::Notice(way.handle, left.encode());
+            self.queue_turn(way.session, 0, key, true);
+        }
     }
 
     /// A flow to a user is opened (+1) or closed (−1).
@@ -286,13 +323,35 @@ const fn stream_of(lane: u32) -> usize {
 }
 
 fn push_frame(frames: &mut Vec<Bytes>, handle: u32, class: Class, frame: &LaneFrame) -> usize {
-    let payload = frame.payload();
-    let mut head = BytesMut::with_capacity(256);
-    head.put_u32(0);
-    head.put_bytes(0, AccessHeader::LEN);
+    let mut head = BytesMut::with_capacity(64);
     frame.encode_head(&mut head);
-    let length = head.len() - 4 + payload.len();
-    head[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    let header = header_for(handle, class, frame.lane(), frame.sequence());
+    push_packet(frames, header, &[&head], frame.payload())
+}
+
+fn push_packet(
+    frames: &mut Vec<Bytes>,
+    header: AccessHeader,
+    heads: &[&[u8]],
+    payload: Bytes,
+) -> usize {
+    let head: usize = heads.iter().map(|head| head.len()).sum();
+    let length = AccessHeader::LEN + head + payload.len();
+    let mut packet = BytesMut::with_capacity(4 + AccessHeader::LEN + head);
+    packet.put_u32(length as u32);
+    packet.put_bytes(0, AccessHeader::LEN);
+    header.encode(&mut packet[4..]);
+    for head in heads {
+        packet.extend_from_slice(head);
+    }
+    frames.push(packet.freeze());
+    if !payload.is_empty() {
+        frames.push(payload);
+    }
+    length + 4
+}
+
+fn header_for(handle: u32, class: Class, flow: u32, sequence: u32) -> AccessHeader {
     AccessHeader {
         kind: Kind::Message,
         class,
@@ -301,33 +360,8 @@ fn push_frame(frames: &mut Vec<Bytes>, handle: u32, class: Class, frame: &LaneFr
         group: false,
         layer: 0,
         handle,
-        flow: frame.lane(),
-        sequence: frame.sequence(),
+        flow,
+        sequence,
         age_us: 0,
-    }
-    .encode(&mut head[4..]);
-    frames.push(head.freeze());
-    if !payload.is_empty() {
-        frames.push(payload);
-    }
-    length + 4
-}
-
-const fn send_error(outcome: Outcome, bytes: u64, limit: u64) -> SendError {
-    match outcome {
-        Outcome::Expired | Outcome::Delivered { .. } => SendError::Expired,
-        Outcome::Offline => SendError::Offline,
-        Outcome::Denied => SendError::Denied,
-        Outcome::TooLarge => SendError::TooLarge {
-            bytes,
-            // Within the token's limit it was the receiver who said no.
-            limit: if bytes > limit {
-                limit
-            } else {
-                bytes.saturating_sub(1)
-            },
-        },
-        Outcome::QueueFull => SendError::QueueFull,
-        Outcome::Closed => SendError::Closed,
     }
 }

@@ -219,7 +219,12 @@ impl Net {
             while let Some(frame) = reader.next_frame().unwrap() {
                 let message = ClientMessage::decode(&frame[..]).unwrap();
                 let id = message.id;
-                match (message.body.unwrap(), me) {
+                // A sign of life was asked for.
+                let Some(body) = message.body else {
+                    continue;
+                };
+                match (body, me) {
+                    (client_message::Body::Role(_), Some(_)) => {}
                     (client_message::Body::Hello(hello), None) => {
                         me = self.hello(&host, edge, &connection, &control, id, &hello.token);
                     }
@@ -390,7 +395,11 @@ impl Net {
         let (handle, new) = receiver.handle_of(from);
         if new {
             let (control, spawner) = (receiver.control.clone(), host.clone());
-            let body = Some(edge_message::Body::Peer(Peer { handle, user }));
+            let body = Some(edge_message::Body::Peer(Peer {
+                handle,
+                user,
+                ..Default::default()
+            }));
             let news = frame_message(&EdgeMessage { reply_to: 0, body });
             host.spawn(async move {
                 spawner.sleep(peer_delay).await;

@@ -14,6 +14,7 @@ const DATA: u8 = 0;
 const ACK: u8 = 1;
 const SKIP: u8 = 2;
 const REFUSE: u8 = 3;
+const LEFT: u8 = 4;
 
 const FLAG_FIRST: u8 = 0x80;
 const FLAG_LAST: u8 = 0x40;
@@ -22,6 +23,7 @@ const DATA_LEN: usize = 32;
 const ACK_LEN: usize = 40;
 const SKIP_LEN: usize = 24;
 const REFUSE_LEN: usize = 32;
+const LEFT_LEN: usize = 12;
 
 /// A frame of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum LaneFrame {
     Skip(Skip),
     /// A message that is not wanted.
     Refuse(Refuse),
+    /// An edge that the sender of this frame has left.
+    Left(Left),
 }
 
 /// A segment of a message.
@@ -101,6 +105,15 @@ pub struct Refuse {
     pub reason: Refusal,
 }
 
+/// An edge that the sender of this frame has left, as it did not answer any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// The SDK instance of the sender of this frame.
+    pub instance: u64,
+    /// Name of the edge's relay, at most 255 bytes of UTF-8.
+    pub relay: String,
+}
+
 /// Why a receiver does not want a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -159,6 +172,18 @@ impl LaneFrame {
                     },
                 }))
             }
+            LEFT => {
+                let length = usize::from(second);
+                need(&bytes, LEFT_LEN + length)?;
+                bytes.advance(4);
+                let instance = bytes.get_u64();
+                let relay = std::str::from_utf8(&bytes[..length])
+                    .map_err(|_| HeaderError::Field("a relay's name that is no text"))?;
+                Ok(Self::Left(Left {
+                    instance,
+                    relay: relay.to_owned(),
+                }))
+            }
             other => Err(HeaderError::Kind(other)),
         }
     }
@@ -209,6 +234,12 @@ impl LaneFrame {
                 out.put_u32(refuse.lane);
                 out.put_u64(refuse.sequence);
             }
+            Self::Left(left) => {
+                let name = &left.relay.as_bytes()[..left.relay.len().min(255)];
+                begin(out, LEFT, name.len() as u8);
+                out.put_u64(left.instance);
+                out.put_slice(name);
+            }
         }
     }
 
@@ -238,6 +269,7 @@ impl LaneFrame {
             Self::Ack(ack) => ack.lane,
             Self::Skip(skip) => skip.lane,
             Self::Refuse(refuse) => refuse.lane,
+            Self::Left(_) => 0,
         }
     }
 
@@ -249,6 +281,7 @@ impl LaneFrame {
             Self::Ack(ack) => ack.next as u32,
             Self::Skip(skip) => skip.base as u32,
             Self::Refuse(refuse) => refuse.sequence as u32,
+            Self::Left(_) => 0,
         }
     }
 }

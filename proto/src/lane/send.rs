@@ -376,6 +376,29 @@ impl SendLane {
         self.way_changed();
     }
 
+    /// The unsettled messages, in order: each with its payload, its class and the end of its time to
+    /// live.
+    pub fn unsettled(&self) -> impl Iterator<Item = (MessageId, &Bytes, Class, Instant)> {
+        (self.first_message..)
+            .zip(&self.messages)
+            .filter(|(_, message)| !message.settled)
+            .map(|(number, message)| {
+                let id = MessageId(number);
+                (id, &message.payload, message.class, message.expires)
+            })
+    }
+
+    /// Ends one unsettled message as `outcome`.
+    pub fn fail(&mut self, id: MessageId, outcome: Outcome, now: Instant) {
+        let index = id.0.checked_sub(self.first_message);
+        let message = index.and_then(|index| self.messages.get(index as usize));
+        if message.is_some_and(|message| !message.settled) {
+            self.settle(id, outcome);
+            self.pop_settled();
+            self.arm(now);
+        }
+    }
+
     /// Ends all unsettled messages as `outcome`.
     pub fn fail_all(&mut self, outcome: Outcome, now: Instant) {
         self.fail_if(outcome, now, |_| true);

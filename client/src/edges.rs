@@ -1,0 +1,156 @@
+//! What is known of edges: where they are, how far away, which of them have failed. Pure: the time is
+//! handed in.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::EdgeAddr;
+
+/// Edges remembered.
+const MAX_EDGES: usize = 64;
+/// How long a measurement holds: the network may be another one by then.
+const FRESH: Duration = Duration::from_secs(60);
+/// An edge that has failed is not tried for so long.
+const FAILED_FOR: Duration = Duration::from_secs(10);
+/// A session that was of no use is not set up again for so long.
+const USELESS_FOR: Duration = Duration::from_secs(60);
+
+/// All edges that the client has heard of.
+#[derive(Debug, Default)]
+pub(crate) struct EdgeTable {
+    edges: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    edge: EdgeAddr,
+    rtt: Option<Duration>,
+    measured_at: Option<Instant>,
+    not_before: Option<Instant>,
+}
+
+impl EdgeTable {
+    /// Takes edges that were told.
+    pub(crate) fn learn(&mut self, edges: &[EdgeAddr]) {
+        for edge in edges {
+            if let Some(known) = self.known(edge.address) {
+                if known.edge.relay.is_none() {
+                    known.edge.relay.clone_from(&edge.relay);
+                }
+            } else if self.edges.len() < MAX_EDGES {
+                self.edges.push(Known {
+                    edge: edge.clone(),
+                    rtt: None,
+                    measured_at: None,
+                    not_before: None,
+                });
+            }
+        }
+    }
+
+    /// An edge to be measured now, if there is one: those that never were come first.
+    pub(crate) fn to_measure(&self, now: Instant) -> Option<EdgeAddr> {
+        let due = |known: &&Known| {
+            let old = known.measured_at.is_none_or(|at| now >= at + FRESH);
+            old && known.not_before.is_none_or(|at| at <= now)
+        };
+        let first = self.edges.iter().filter(due);
+        first
+            .min_by_key(|known| known.measured_at)
+            .map(|known| known.edge.clone())
+    }
+
+    /// When the next edge is to be measured.
+    pub(crate) fn next_measurement(&self) -> Option<Instant> {
+        let due = self.edges.iter().filter_map(|known| {
+            let old = known.measured_at.map(|at| at + FRESH);
+            old.max(known.not_before)
+        });
+        due.min()
+    }
+
+    /// An edge was measured.
+    pub(crate) fn measured(&mut self, address: SocketAddr, rtt: Duration, now: Instant) {
+        if let Some(known) = self.known(address) {
+            known.rtt = Some(rtt);
+            known.measured_at = Some(now);
+        }
+    }
+
+    /// An edge does not answer, or has no room.
+    pub(crate) fn failed(&mut self, address: SocketAddr, now: Instant) {
+        if let Some(known) = self.known(address) {
+            known.rtt = None;
+            known.not_before = Some(now + FAILED_FOR);
+        }
+    }
+
+    /// A session with an edge was of no use.
+    pub(crate) fn useless(&mut self, address: SocketAddr, now: Instant) {
+        if let Some(known) = self.known(address) {
+            known.not_before = Some(now + USELESS_FOR);
+        }
+    }
+
+    /// The edges that a session may be set up with, nearest first.
+    pub(crate) fn nearest(&self, now: Instant) -> Vec<&EdgeAddr> {
+        let mut near: Vec<(Duration, &EdgeAddr)> = self
+            .edges
+            .iter()
+            .filter(|known| known.not_before.is_none_or(|at| at <= now))
+            .filter_map(|known| Some((known.rtt?, &known.edge)))
+            .collect();
+        near.sort();
+        near.into_iter().map(|(_, edge)| edge).collect()
+    }
+
+    /// The edge of a relay, if its address is known and it may be tried.
+    pub(crate) fn of_relay(&self, relay: &str, now: Instant) -> Option<Result<&EdgeAddr, ()>> {
+        let mut edges = self.edges.iter();
+        let known = edges.find(|known| known.edge.relay.as_deref() == Some(relay))?;
+        let allowed = known.not_before.is_none_or(|at| at <= now);
+        Some(if allowed { Ok(&known.edge) } else { Err(()) })
+    }
+
+    fn known(&mut self, address: SocketAddr) -> Option<&mut Known> {
+        let mut edges = self.edges.iter_mut();
+        edges.find(|known| known.edge.address == address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edge(n: u8) -> EdgeAddr {
+        EdgeAddr {
+            address: SocketAddr::from(([192, 0, 2, n], 7443)),
+            relay: Some(format!("edge-{n}")),
+        }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // any instant will do
+    fn edges_are_measured_now_and_then_and_the_nearest_come_first() {
+        let now = Instant::now();
+        let mut table = EdgeTable::default();
+        table.learn(&[edge(1), edge(2), edge(3)]);
+        for (n, rtt) in [(1, 30), (2, 10), (3, 20)] {
+            assert_eq!(table.to_measure(now), Some(edge(n)));
+            table.measured(edge(n).address, Duration::from_millis(rtt), now);
+        }
+        assert_eq!(table.to_measure(now), None);
+        assert_eq!(table.next_measurement(), Some(now + FRESH));
+        assert_eq!(table.nearest(now), [&edge(2), &edge(3), &edge(1)]);
+        table.failed(edge(2).address, now);
+        assert_eq!(table.nearest(now), [&edge(3), &edge(1)]);
+        table.useless(edge(3).address, now);
+        assert_eq!(table.of_relay("edge-3", now), Some(Err(())));
+        assert_eq!(table.of_relay("edge-1", now), Some(Ok(&edge(1))));
+        assert_eq!(table.of_relay("edge-4", now), None);
+        let later = now + FRESH;
+        assert_eq!(table.to_measure(later), Some(edge(1)));
+    }
+}
