@@ -59,7 +59,7 @@ enum Event {
     Ended(u64, ConnectionError),
     Draining(u64),
     Measured(EdgeAddr, Result<Duration, String>),
-    Attached(EdgeAddr, Result<Established, ConnectError>),
+    Attached(EdgeAddr, Result<Box<Established>, ConnectError>),
 }
 
 /// What is heard of a session's edge.
@@ -247,7 +247,7 @@ impl Keeper {
             Event::Attached(edge, result) => {
                 self.attempts.retain(|attempt| *attempt != edge);
                 match result {
-                    Ok(established) => self.begin(established, false),
+                    Ok(established) => self.begin(*established, false),
                     Err(error) => {
                         tracing::debug!(%edge, %error, "no further session");
                         self.table.failed(edge.address, now);
@@ -454,7 +454,7 @@ impl Keeper {
             let (events, first) = (self.events.clone(), first.clone());
             self.shared.host.spawn(async move {
                 let result = connect::attach(shared, connector, edge.clone(), first).await;
-                let _ = events.send(Event::Attached(edge, result));
+                let _ = events.send(Event::Attached(edge, result.map(Box::new)));
             });
         }
     }

@@ -55,6 +55,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<()> {
         ttl: args.ttl.0,
         lane: args.lane,
         class: args.class,
+        ..SendOptions::default()
     };
     let outcome = client.send_with(&args.user, payload, options).await;
     client.close().await;

@@ -2,7 +2,7 @@
 //! for each and one as a whole.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -137,14 +137,13 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&key.user) else {
             return;
         };
-        if !peer.devices.contains_key(&key.instance) {
-            let device = Device {
+        if let Entry::Vacant(entry) = peer.devices.entry(key.instance) {
+            entry.insert(Device {
                 sender,
                 lanes: BTreeMap::new(),
                 ways: Ways::default(),
                 absent_since: None,
-            };
-            peer.devices.insert(key.instance, device);
+            });
             self.by_sender.insert(sender, key.clone());
         }
     }

@@ -8,7 +8,7 @@ use std::{
 use tradewind_proto::{
     control::{
         self, EdgeMessage, FindEdges, LookupRelay, LookupResult, LookupUser, Rejected,
-        client_message, edge_message, lookup_result, rejected,
+        client_message, edge_message, lookup_result::Status, rejected,
     },
     lane::{Outcome, Trouble},
 };
@@ -102,18 +102,17 @@ impl Core {
                     Some(Ask::User(user)) => {
                         self.on_lookup(&user, (session, message.reply_to), &result, now);
                     }
-                    Some(Ask::Ways(user)) => {
-                        if result.status() == lookup_result::Status::Found {
-                            self.learn_ways(&user, session, &result, now);
-                            self.choose_ways(&user, now);
-                        }
+                    Some(Ask::Ways(user)) if result.status() == Status::Found => {
+                        self.learn_ways(&user, session, &result, now);
+                        self.choose_ways(&user, now);
                     }
+                    Some(Ask::Ways(_)) => {}
                     Some(Ask::Relay(found)) => {
                         let handle = result.handle;
                         let _ = found.send(match result.status() {
-                            lookup_result::Status::Found => Ok(WayKey { session, handle }),
-                            lookup_result::Status::Denied => Err(LookupError::Denied),
-                            lookup_result::Status::Retry => Err(LookupError::TimedOut),
+                            Status::Found => Ok(WayKey { session, handle }),
+                            Status::Denied => Err(LookupError::Denied),
+                            Status::Retry => Err(LookupError::TimedOut),
                             _ => Err(LookupError::Offline),
                         });
                     }
@@ -352,7 +351,7 @@ impl Core {
             _ => return,
         };
         match result.status() {
-            lookup_result::Status::Found => {
+            Status::Found => {
                 peer.whereabouts = Whereabouts::Known;
                 peer.found_at = Some(now);
                 let next = (peer.flows > 0 || peer.talk.goes_on(now)).then(|| {
@@ -373,12 +372,12 @@ impl Core {
                 }
             }
             // What holds will hold for a while longer: the directory alone does not end a way in use.
-            lookup_result::Status::Retry if checked => {
+            Status::Retry if checked => {
                 peer.whereabouts = Whereabouts::Known;
                 self.set_lookup_timer(user, Some(now + FLOW_CHECK));
             }
-            lookup_result::Status::Retry => self.ask_later(user, now + LOOKUP_RETRY),
-            lookup_result::Status::Denied => {
+            Status::Retry => self.ask_later(user, now + LOOKUP_RETRY),
+            Status::Denied => {
                 peer.whereabouts = Whereabouts::Unknown;
                 for device in peer.devices.values_mut() {
                     device.ways.clear();
@@ -389,7 +388,7 @@ impl Core {
                 self.set_lookup_timer(user, None);
                 self.each_lane(user, now, |lane, now| lane.fail_all(Outcome::Denied, now));
             }
-            lookup_result::Status::Offline | lookup_result::Status::Unspecified => {
+            Status::Offline | Status::Unspecified => {
                 peer.whereabouts = Whereabouts::Unknown;
                 for device in peer.devices.values_mut() {
                     device.ways.clear();
