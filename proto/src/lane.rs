@@ -114,6 +114,7 @@
 //! until an ACK shows that it is known, if anything sent after it is waiting there.
 
 mod frame;
+mod member;
 mod receive;
 mod rtt;
 mod send;
@@ -121,6 +122,7 @@ mod send;
 use std::time::Duration;
 
 pub use frame::{Ack, Data, LaneFrame, Left, MAX_RANGES, Refusal, Refuse, Skip};
+pub use member::{Fetch, Fetched, MISSING_FOR, MemberLane, Taken};
 pub use receive::{ReceiveConfig, ReceiveLane, Received};
 pub use send::{Enqueue, MessageId, Outcome, SendConfig, SendLane, Trouble};
 
@@ -136,5 +138,7 @@ const fn cost(payload: usize) -> usize {
     payload + SEGMENT_COST
 }
 
+#[cfg(test)]
+mod member_tests;
 #[cfg(test)]
 mod tests;
