@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use tradewind_host::Host;
 use tradewind_proto::{
     control::{
-        EdgeMessage, GroupFetched, GroupResult, GroupSource, client_message, edge_message,
-        group_result::Status,
+        EdgeMessage, GroupFetched, GroupHead, GroupResult, GroupSource, client_message,
+        edge_message, group_result::Status,
     },
     encode_frame, frame_message,
     lane::{Ack, LaneFrame},
@@ -130,6 +130,7 @@ impl Net {
         let (user, edge) = (session.user.clone(), session.edge);
         let group = state.groups.names[(header.handle - GROUP_HANDLE) as usize].clone();
         let mut fresh = true;
+        let mut head = None;
         if header.kind == Kind::Message {
             match LaneFrame::decode(payload.clone()).unwrap() {
                 LaneFrame::Data(data) => {
@@ -142,6 +143,13 @@ impl Net {
                         segments: BTreeMap::new(),
                     });
                     (window.from, window.edge) = (from, edge);
+                    head = Some(GroupHead {
+                        group: group.clone(),
+                        sender: data.sender,
+                        lane: data.lane,
+                        newest: data.sequence,
+                        origin: edge as u32,
+                    });
                     let segment = (header, payload.clone());
                     fresh = window.segments.insert(data.sequence, segment).is_none();
                     let held = state.groups.acknowledged.entry((edge, name));
@@ -186,7 +194,12 @@ impl Net {
             if header.kind == Kind::Media && !wanted {
                 continue;
             }
-            if header.kind == Kind::Message && state.happens(state.knobs.group_loss) {
+            if let Some(head) = &head
+                && state.happens(state.knobs.group_loss)
+            {
+                // Its queue has room again at once.
+                let head = edge_message::Body::GroupHead(head.clone());
+                state.sessions[&member].tell(0, head);
                 continue;
             }
             state.give(host, member, (group.clone(), from), header, &payload);
