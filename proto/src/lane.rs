@@ -112,6 +112,11 @@
 //! A message is *delivered* when *next* has passed its last segment. When its time to live ends
 //! first it is *expired*: its segments are not sent any more, and the base moves on, told by SKIP
 //! until an ACK shows that it is known, if anything sent after it is waiting there.
+//!
+//! # Groups
+//! A lane to a group has the same sender's end, but the *ingress edge* acknowledges, once it and every
+//! edge with members hold a segment. Each member has a [`MemberLane`], which acknowledges nothing,
+//! asks its edge for what it misses, and passes over as a gap what nobody holds any more.
 
 mod frame;
 mod member;
