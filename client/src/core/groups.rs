@@ -99,6 +99,8 @@ struct Group {
     layers: Option<u32>,
     /// A member in the present session.
     joined: bool,
+    /// What the edge said of the membership may not hold any more.
+    stale: bool,
     /// When the last session ended in which it was a member; and when it was one again.
     away: Option<(Instant, Option<Instant>)>,
     /// What it may be sent to with, in the present session.
@@ -314,6 +316,18 @@ impl Groups {
         self.by_handle.contains_key(&handle)
     }
 
+    /// The session goes on with another token, which may allow other things: what membership is now is
+    /// asked, as the edge does not say so by itself.
+    pub(super) fn token_changed(&mut self, now: Instant) {
+        let names: Vec<_> = self.by_name.keys().cloned().collect();
+        for name in names {
+            if let Some(group) = self.by_name.get_mut(&name) {
+                group.stale = group.joined;
+            }
+            self.ask(&name, now);
+        }
+    }
+
     /// The handle to send to a group with; asks for one when there is none.
     pub(super) fn handle_of(&mut self, name: &Arc<str>, now: Instant) -> Option<u32> {
         let group = self.by_name.get(name)?;
@@ -427,7 +441,10 @@ impl Groups {
         let group_name = name.to_string();
         let question = match group.layers {
             Some(layers)
-                if !group.joined || group.handle.is_none() || !group.joining.is_empty() =>
+                if !group.joined
+                    || group.stale
+                    || group.handle.is_none()
+                    || !group.joining.is_empty() =>
             {
                 Body::JoinGroup(JoinGroup {
                     group: group_name,
@@ -449,7 +466,7 @@ impl Groups {
         let Some(group) = self.by_name.get_mut(name) else {
             return;
         };
-        group.pause = Duration::ZERO;
+        (group.pause, group.stale) = (Duration::ZERO, false);
         let joined = group.layers.is_some() && !std::mem::replace(&mut group.joined, true);
         if group.layers.is_none() {
             group.joined = false;
@@ -595,6 +612,7 @@ impl Group {
 
     fn end_membership(&mut self) {
         (self.joined, self.away, self.asked) = (false, None, Asked::No);
+        self.stale = false;
     }
 
     fn answer_all(&mut self, answer: &Result<(), GroupError>) {

@@ -10,8 +10,8 @@ use crate::MAX_SEGMENT;
 
 /// How long a segment may be missing before it is asked for: most come late by themselves.
 pub const MISSING_FOR: Duration = Duration::from_millis(300);
-/// How long the edge may take to answer before it is asked again.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long the edge may take to answer before it is asked again: it may have to ask another one.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Longest pause between two questions.
 const MOST_PAUSE: Duration = Duration::from_secs(4);
 /// Questions in a row that may be without effect, until what is missing counts as lost.

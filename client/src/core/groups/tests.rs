@@ -9,7 +9,7 @@ use tradewind_proto::{
 };
 
 use super::*;
-use crate::{Delivered, Message, SendError, SendOptions, core::Packet, inbox::Inbox};
+use crate::{Message, SendError, SendOptions, core::Packet, inbox::Inbox};
 
 type Sent = oneshot::Receiver<crate::Outcomes>;
 type Answered = oneshot::Receiver<Result<(), GroupError>>;
@@ -273,14 +273,14 @@ fn what_the_token_does_not_allow_is_denied() {
     let (id, body) = world.one_said();
     assert!(matches!(body, Body::LookupGroup(_)));
     world.result(id, Status::Denied, 0);
-    assert_eq!(sent.try_recv(), Ok(Err(SendError::Denied)));
+    assert_eq!(sent.try_recv().unwrap().whole, Err(SendError::Denied));
     // A member that may not send.
     let mut answered = world.join();
     world.answer_join(0);
     assert_eq!(answered.try_recv(), Ok(Ok(())));
     let mut sent = world.send("x");
     world.answer_join(0);
-    assert_eq!(sent.try_recv(), Ok(Err(SendError::Denied)));
+    assert_eq!(sent.try_recv().unwrap().whole, Err(SendError::Denied));
     for (name, error) in [
         ("", GroupError::Name),
         (&*"x".repeat(513), GroupError::Name),
@@ -324,7 +324,7 @@ fn a_send_needs_no_membership_and_ends_with_the_edges_word() {
     );
     assert!(sent.try_recv().is_err());
     assert!(world.groups.on_ack(9, &ack(1), world.now));
-    let delivered = sent.try_recv().unwrap().unwrap();
+    let delivered = sent.try_recv().unwrap().whole.unwrap();
     assert_eq!(delivered.after, ms(30));
     assert_eq!(world.groups.output().counts.delivered, 1);
 }
@@ -346,7 +346,7 @@ fn a_rejected_segment_and_one_of_an_unknown_handle_are_sent_again() {
     let frames = world.frames();
     assert_eq!((frames.len(), frames[0].0), (1, 11));
     world.groups.on_ack(11, &ack(1), world.now);
-    assert!(sent.try_recv().unwrap().is_ok());
+    assert!(sent.try_recv().unwrap().whole.is_ok());
 }
 
 #[test]
@@ -367,7 +367,7 @@ fn sends_under_way_go_on_at_the_next_edge() {
         .collect();
     assert_eq!(numbers, [(4, 0), (4, 1)]);
     world.groups.on_ack(4, &ack(2), world.now);
-    assert!(sent.try_recv().unwrap().is_ok() && later.try_recv().unwrap().is_ok());
+    assert!(sent.try_recv().unwrap().whole.is_ok() && later.try_recv().unwrap().whole.is_ok());
 }
 
 #[test]
@@ -550,8 +550,23 @@ fn only_so_many_questions_are_open_at_a_time() {
     world.pass(ms(60));
     assert_eq!(world.said().len(), 10);
     // One that is not answered makes room for another.
-    world.pass(Duration::from_secs(3));
+    world.pass(Duration::from_secs(5));
     assert_eq!(world.said().len(), 64);
+}
+
+#[test]
+fn a_new_token_may_allow_other_things() {
+    let mut world = World::joined();
+    world.groups.token_changed(world.now);
+    world.answer_join(0);
+    let mut sent = world.send("x");
+    world.answer_join(0);
+    assert_eq!(sent.try_recv().unwrap().whole, Err(SendError::Denied));
+    world.groups.token_changed(world.now);
+    let (id, _) = world.one_said();
+    world.result(id, Status::Denied, 0);
+    let event = world.groups.output().events.pop_front();
+    assert!(matches!(event, Some(Event::GroupLeft { .. })));
 }
 
 #[test]
