@@ -131,8 +131,8 @@ pub use config::{
 };
 pub use error::{ConnectError, FlowError, GroupError, LookupError, PingError, SendError};
 pub use event::{
-    Delivered, DeviceOutcome, Event, Gap, Hop, Media, Message, Outcomes, PingReport, SendOptions, State,
-    Stats,
+    Delivered, DeviceOutcome, Event, Gap, Hop, Media, Message, Outcomes, PingReport, SendOptions,
+    State, Stats,
 };
 pub use flow::Flow;
 pub use groups::{GroupFlow, JoinOptions};

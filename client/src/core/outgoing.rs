@@ -120,7 +120,13 @@ impl Core {
     }
 
     /// Gives a lane its turn on a message stream of a session.
-    pub(super) fn queue_turn(&mut self, session: u64, stream: usize, key: LaneKey, before_others: bool) {
+    pub(super) fn queue_turn(
+        &mut self,
+        session: u64,
+        stream: usize,
+        key: LaneKey,
+        before_others: bool,
+    ) {
         if let Some(attachment) = self.attachments.get_mut(&session) {
             match before_others {
                 true => attachment.ready[stream].push_front(key),
@@ -204,7 +210,9 @@ impl Core {
                     self.set_timer(Timer::Lane(LaneKey::Receive(key)), before, next);
                 }
                 LaneKey::Group(group, lane) => {
-                    if let Some((handle, class, frame)) = self.next_group_frame(session, &group, lane, now) {
+                    if let Some((handle, class, frame)) =
+                        self.next_group_frame(session, &group, lane, now)
+                    {
                         bytes += push_frame(&mut frames, handle, class, &frame);
                         self.queue_turn(session, stream, LaneKey::Group(group, lane), false);
                     }

@@ -365,10 +365,10 @@ impl Groups {
 
     fn on_media(&mut self, sender: Sender, packet: Packet) {
         let Packet {
-                session: 1,
-                header,
-                payload,
-            } = packet;
+            session: 1,
+            header,
+            payload,
+        } = packet;
         let payload = if header.trace {
             payload.slice(Trace::LEN.min(payload.len())..)
         } else {

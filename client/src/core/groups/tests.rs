@@ -138,11 +138,14 @@ impl World {
             age_us: 1_000,
         };
         let payload = frame.encode();
-        self.groups.on_packet(Packet {
+        self.groups.on_packet(
+            Packet {
                 session: 1,
                 header,
                 payload,
-            }, self.now);
+            },
+            self.now,
+        );
     }
 
     fn introduce(&mut self) {
