@@ -302,7 +302,7 @@ impl Groups {
             }
             Ok(LaneFrame::Skip(skip)) => (skip.lane, skip),
             // Only the ingress edge acknowledges, and not as one of the group.
-            Ok(LaneFrame::Ack(_) | LaneFrame::Refuse(_)) | Err(_) => {
+            Ok(LaneFrame::Ack(_) | LaneFrame::Refuse(_) | LaneFrame::Left(_)) | Err(_) => {
                 self.out.counts.unexpected += 1;
                 return;
             }
@@ -365,9 +365,7 @@ impl Groups {
 
     fn on_media(&mut self, sender: Sender, packet: Packet) {
         let Packet {
-            session: 1,
-            header,
-            payload,
+            header, payload, ..
         } = packet;
         let payload = if header.trace {
             payload.slice(Trace::LEN.min(payload.len())..)
