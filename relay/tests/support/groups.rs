@@ -197,6 +197,8 @@ impl World {
             }]
         });
         self.activate(number).await;
+        // Homes that have only started know by now whatever there is to be known.
+        self.wan.sleep(Duration::from_secs(3)).await;
     }
 
     /// A token by which `user` may send to and receive from all groups.
