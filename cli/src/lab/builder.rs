@@ -177,6 +177,7 @@ impl<'a> Builder<'a> {
                 .as_ref()
                 .map(|disk| disk.path().join(format!("relay-{index}.plan"))),
             max_sessions: 10_000,
+            groups: tradewind_relay::GroupSettings::default(),
             latitude: place.latitude,
             longitude: place.longitude,
         };
