@@ -199,6 +199,7 @@ fn settings(index: usize, ca: &Ca, controller: &Controller) -> anyhow::Result<Re
         roots: ca.roots(),
         state_file: None,
         max_sessions: 1,
+        groups: tradewind_relay::GroupSettings::default(),
         latitude: 0.0,
         longitude: 0.0,
     })

@@ -225,7 +225,7 @@ impl Client {
         until_true(&shared.done).await;
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 
@@ -289,7 +289,7 @@ impl Client {
 #[derive(Debug)]
 #[must_use = "it is the only place where the outcome is told"]
 pub struct Receipt {
-    receiver: oneshot::Receiver<Outcomes>,
+    pub(crate) receiver: oneshot::Receiver<Outcomes>,
 }
 
 impl Receipt {

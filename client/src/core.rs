@@ -2,6 +2,7 @@
 
 mod attachment;
 mod devices;
+mod groups;
 mod incoming;
 mod lookup;
 mod outgoing;
@@ -25,6 +26,7 @@ use tradewind_proto::{
 
 pub(crate) use attachment::Attachment;
 use devices::{Device, SendState};
+pub(crate) use groups::Answer;
 pub(crate) use incoming::Ping;
 pub(crate) use outgoing::Packet;
 use talk::Talk;
@@ -84,6 +86,8 @@ pub(crate) struct Core {
     /// Lanes whose messages the inbox has no room for.
     blocked: VecDeque<ReceiveKey>,
     held: usize,
+    groups: groups::Groups,
+    group_link: groups::GroupLink,
     timers: BTreeSet<(Instant, Timer)>,
     next_id: u32,
     next_flow: u32,
@@ -165,6 +169,8 @@ struct ReceiveEntry {
 enum LaneKey {
     Send(DeviceKey, u32),
     Receive(ReceiveKey),
+    /// A lane to a group.
+    Group(Arc<str>, u32),
     /// A frame of no lane, for the session behind a handle.
     Notice(u32, Bytes),
 }
@@ -172,6 +178,7 @@ enum LaneKey {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Lane(LaneKey),
+    Groups,
     Lookup(Arc<str>),
 }
 
@@ -192,20 +199,26 @@ enum Ask {
     /// The same, of a session that the conversation might enter the network by.
     Ways(Arc<str>),
     Relay(Found),
+    Group(Arc<str>),
 }
 
 impl Core {
     pub(crate) fn new(config: &ClientConfig, host: Arc<dyn Host>) -> Self {
         let instance = random(&*host);
+        let send_config = SendConfig {
+            queue_bytes: config.lane_queue_bytes,
+            ..SendConfig::default()
+        };
+        let receive_config = ReceiveConfig {
+            max_message: config.max_message,
+            ..ReceiveConfig::default()
+        };
+        let drawing = host.clone();
         Self {
-            send_config: SendConfig {
-                queue_bytes: config.lane_queue_bytes,
-                ..SendConfig::default()
-            },
-            receive_config: ReceiveConfig {
-                max_message: config.max_message,
-                ..ReceiveConfig::default()
-            },
+            send_config,
+            receive_config,
+            groups: groups::Groups::new(send_config, receive_config, move || random(&*drawing)),
+            group_link: groups::GroupLink::default(),
             host,
             instance,
             attachments: BTreeMap::new(),
@@ -275,6 +288,8 @@ impl Core {
             }
             self.each_lane(&user, now, |lane, now| lane.fail_all(Outcome::Closed, now));
         }
+        self.groups.close(now);
+        self.serve_groups(now);
         for attachment in self.attachments.values_mut() {
             attachment.asks.clear();
         }
@@ -292,6 +307,7 @@ impl Core {
             };
             match timer {
                 Timer::Lookup(user) => self.lookup_timer(&user, now),
+                Timer::Groups => self.on_group_timer(now),
                 Timer::Lane(LaneKey::Send(device, lane)) => {
                     if let Some(entry) = self.send_entry(&device, lane) {
                         entry.timer = None;
@@ -305,7 +321,7 @@ impl Core {
                     }
                 }
                 // These have no timers.
-                Timer::Lane(LaneKey::Notice(..)) => {}
+                Timer::Lane(LaneKey::Notice(..) | LaneKey::Group(..)) => {}
                 Timer::Lane(LaneKey::Receive(key)) => {
                     if let Some(entry) = self.received.get_mut(&key) {
                         entry.timer = None;
@@ -338,6 +354,7 @@ impl Core {
                 self.serve_receive(&key, now);
             }
         }
+        self.serve_groups(now);
     }
 
     /// The client has ended: whoever waits for something must look.

@@ -96,6 +96,32 @@ pub enum FlowError {
     /// later.
     #[error("there is no way to the peer at this moment")]
     NotConnected,
+    /// Layers are numbered from 0 to 7.
+    #[error("there is no layer {0}: they are numbered from 0 to 7")]
+    NoSuchLayer(u8),
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
+/// Why a client is no member of a group, or may not send to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// The token does not allow it.
+    #[error("the token does not allow it")]
+    Denied,
+    /// The network could not do it in time. The client is not a member: try again.
+    #[error("the network could not do it in time: try again")]
+    TimedOut,
+    /// The client has left the group, or does so.
+    #[error("the group was left meanwhile")]
+    Left,
+    /// Names of groups have 1 to 512 bytes.
+    #[error("a group's name has 1 to 512 bytes")]
+    Name,
+    /// The client is in, or sends to, too many groups: leave some.
+    #[error("too many groups: leave some first")]
+    TooMany,
     /// The client was closed.
     #[error("the client was closed")]
     Closed,

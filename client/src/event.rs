@@ -17,6 +17,26 @@ pub enum Event {
     Media(Media),
     /// The session's state has changed.
     State(State),
+    /// Messages to a group were missed, and nobody holds them any more.
+    Gap(Gap),
+    /// The client is no member of the group any more, as its token does not allow that now.
+    GroupLeft {
+        /// The group.
+        group: Arc<str>,
+    },
+}
+
+/// Messages to a group that were missed for good, in their place among those of the lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The group.
+    pub group: Arc<str>,
+    /// The user who sent them.
+    pub from: Arc<str>,
+    /// The sender's lane.
+    pub lane: u32,
+    /// Segments of messages passed over: as many messages at most, unless parts of one came.
+    pub segments: u64,
 }
 
 /// A message received.
@@ -24,6 +44,8 @@ pub enum Event {
 pub struct Message {
     /// The user who sent it, as the sender's token says.
     pub from: Arc<str>,
+    /// The group that it was sent to, if it was.
+    pub group: Option<Arc<str>>,
     /// The sender's lane.
     pub lane: u32,
     /// Its bytes.
@@ -38,6 +60,10 @@ pub struct Message {
 pub struct Media {
     /// The user who sent it, as the sender's token says.
     pub from: Arc<str>,
+    /// The group that it was sent to, if it was.
+    pub group: Option<Arc<str>>,
+    /// The sender's layer, 0 to 7; 0 if it was not sent to a group.
+    pub layer: u8,
     /// The sender's handle, within this session.
     pub handle: u32,
     /// The session in which the handle means something.
@@ -205,6 +231,8 @@ pub struct Stats {
     pub messages_received: u64,
     /// Segments that came a second time and were removed.
     pub duplicates_removed: u64,
+    /// Questions to edges about messages to groups that were missed.
+    pub group_fetches: u64,
     /// Media packets sent.
     pub media_sent: u64,
     /// Media packets received.

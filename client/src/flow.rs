@@ -139,7 +139,7 @@ impl std::fmt::Debug for Flow {
 }
 
 /// The session's own limit, but no more than is guaranteed behind it: nothing tells of the links.
-fn limit_of(connection: &quinn::Connection) -> usize {
+pub(crate) fn limit_of(connection: &quinn::Connection) -> usize {
     connection
         .max_datagram_size()
         .unwrap_or(0)

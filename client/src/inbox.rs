@@ -8,6 +8,8 @@ use crate::{Event, Media, Message, State};
 const MESSAGE_BYTES: usize = 8 << 20;
 /// Changes of state that wait; beyond it the oldest is forgotten.
 const STATES: usize = 64;
+/// Gaps and the like that wait; the same.
+const NOTICES: usize = 1_024;
 
 /// Bounded queues per kind, and the order among them.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub(crate) struct Inbox {
     media: VecDeque<(u64, Media)>,
     media_limit: usize,
     states: VecDeque<(u64, State)>,
+    notices: VecDeque<(u64, Event)>,
 }
 
 impl Inbox {
@@ -31,6 +34,7 @@ impl Inbox {
             media: VecDeque::new(),
             media_limit: media_limit.max(1),
             states: VecDeque::new(),
+            notices: VecDeque::new(),
         }
     }
 
@@ -65,13 +69,29 @@ impl Inbox {
         self.order += 1;
     }
 
+    /// Takes another event.
+    pub(crate) fn push_notice(&mut self, event: Event) {
+        if self.notices.len() >= NOTICES {
+            self.notices.pop_front();
+        }
+        self.notices.push_back((self.order, event));
+        self.order += 1;
+    }
+
+    pub(crate) fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
+    }
+
     /// What came first of all.
     pub(crate) fn pop(&mut self) -> Option<Event> {
         let order = |order: Option<u64>| order.unwrap_or(u64::MAX);
         let message = order(self.messages.front().map(|(order, _)| *order));
         let media = order(self.media.front().map(|(order, _)| *order));
         let state = order(self.states.front().map(|(order, _)| *order));
-        if message < media.min(state) {
+        let notice = order(self.notices.front().map(|(order, _)| *order));
+        if notice < message.min(media).min(state) {
+            self.notices.pop_front().map(|(_, event)| event)
+        } else if message < media.min(state) {
             self.pop_message().map(Event::Message)
         } else if media < state {
             self.pop_media().map(Event::Media)

@@ -61,6 +61,32 @@
 //! # }
 //! ```
 //!
+//! # Groups
+//! A group is a name; who sends to it need not be a member, and its members may be anywhere: each
+//! border is crossed once. The token says which groups a user may send to and receive from.
+//!
+//! ```no_run
+//! use bytes::Bytes;
+//! use tradewind_client::{Class, Client, Event, JoinOptions};
+//!
+//! # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+//! // Everything sent once this returns will come, or be told as a gap.
+//! client.join("choir", JoinOptions::default()).await?;
+//! // All edges with members hold it when this returns.
+//! client.send_group("choir", "rehearsal at eight").await?;
+//! let flow = client.open_group_flow("choir", Class::Audio).await?;
+//! flow.send(0, Bytes::from_static(b"20 ms of singing"))?;
+//! while let Some(event) = client.recv().await {
+//!     match event {
+//!         Event::Message(message) if message.group.is_some() => println!("{}", message.from),
+//!         Event::Gap(gap) => println!("{} segments of {} are lost", gap.segments, gap.from),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Survival
 //! When the edge dies or drains, the client connects to the best of the others by itself, for as
 //! long as it takes; what was under way goes on there. The application sees [`State`] events. Tokens
@@ -92,6 +118,7 @@ mod edges;
 mod error;
 mod event;
 mod flow;
+mod groups;
 mod inbox;
 mod keeper;
 mod session;
@@ -102,10 +129,11 @@ pub use config::{
     ClientConfig, DEFAULT_PORT, Discovery, DiscoveryParseError, EdgeAddr, TokenProvider,
     TokenSource,
 };
-pub use error::{ConnectError, FlowError, LookupError, PingError, SendError};
+pub use error::{ConnectError, FlowError, GroupError, LookupError, PingError, SendError};
 pub use event::{
-    Delivered, DeviceOutcome, Event, Hop, Media, Message, Outcomes, PingReport, SendOptions, State,
-    Stats,
+    Delivered, DeviceOutcome, Event, Gap, Hop, Media, Message, Outcomes, PingReport, SendOptions,
+    State, Stats,
 };
 pub use flow::Flow;
+pub use groups::{GroupFlow, JoinOptions};
 pub use tradewind_proto::{Class, CloseCode};

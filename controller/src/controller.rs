@@ -178,6 +178,15 @@ impl Controller {
         self.shared.read(|network, now| network.path(now, from, to))
     }
 
+    /// The tree along which what enters at the relay `origin` goes to groups, in a plan that relays
+    /// still hold: (relay, relay that it receives from), by name. `None` when there is no such plan or
+    /// relay.
+    #[must_use]
+    pub fn out_tree(&self, plan: PlanId, origin: &str) -> Option<Vec<(String, String)>> {
+        self.shared
+            .read(|network, _| network.out_tree(plan, origin))
+    }
+
     /// Why measurements are distrusted at present, if they are.
     #[must_use]
     pub fn alert(&self) -> Option<String> {

@@ -34,11 +34,13 @@ pub enum DropReason {
     NotReady,
     /// A kind of packet that does not belong on this port.
     Unexpected,
+    /// It was sent to a group that has no members here.
+    NoMembers,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::Version,
         Self::HopLimit,
@@ -54,6 +56,7 @@ impl DropReason {
         Self::ConnectionClosed,
         Self::NotReady,
         Self::Unexpected,
+        Self::NoMembers,
     ];
 
     /// Its value of the label `reason` in metrics.
@@ -75,6 +78,7 @@ impl DropReason {
             Self::ConnectionClosed => "connection_closed",
             Self::NotReady => "not_ready",
             Self::Unexpected => "unexpected",
+            Self::NoMembers => "no_members",
         }
     }
 }

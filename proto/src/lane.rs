@@ -112,8 +112,14 @@
 //! A message is *delivered* when *next* has passed its last segment. When its time to live ends
 //! first it is *expired*: its segments are not sent any more, and the base moves on, told by SKIP
 //! until an ACK shows that it is known, if anything sent after it is waiting there.
+//!
+//! # Groups
+//! A lane to a group has the same sender's end, but the *ingress edge* acknowledges, once it and every
+//! edge with members hold a segment. Each member has a [`MemberLane`], which acknowledges nothing,
+//! asks its edge for what it misses, and passes over as a gap what nobody holds any more.
 
 mod frame;
+mod member;
 mod receive;
 mod rtt;
 mod send;
@@ -121,6 +127,7 @@ mod send;
 use std::time::Duration;
 
 pub use frame::{Ack, Data, LaneFrame, Left, MAX_RANGES, Refusal, Refuse, Skip};
+pub use member::{Fetch, Fetched, MISSING_FOR, MemberLane, Taken};
 pub use receive::{ReceiveConfig, ReceiveLane, Received};
 pub use send::{Enqueue, MessageId, Outcome, SendConfig, SendLane, Trouble};
 
@@ -136,5 +143,7 @@ const fn cost(payload: usize) -> usize {
     payload + SEGMENT_COST
 }
 
+#[cfg(test)]
+mod member_tests;
 #[cfg(test)]
 mod tests;

@@ -52,9 +52,42 @@ impl Claims {
             .is_none_or(|classes| classes.contains(&class))
     }
 
+    /// Whether the user may send to `group`.
+    #[must_use]
+    pub fn may_send_to(&self, group: &str) -> bool {
+        names(&self.send, group)
+    }
+
+    /// Whether the user may receive what is sent to `group`.
+    #[must_use]
+    pub fn may_receive_from(&self, group: &str) -> bool {
+        names(&self.recv, group)
+    }
+
     /// Largest message the user may send, in bytes.
     #[must_use]
     pub fn max_message_bytes(&self) -> u64 {
         self.max_message.unwrap_or(DEFAULT_MAX_MESSAGE)
+    }
+}
+
+fn names(list: &[String], group: &str) -> bool {
+    list.iter().any(|name| name == "*" || name == group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_granted_by_its_name_or_by_the_star() {
+        let claims = Claims {
+            send: vec!["news".to_owned()],
+            recv: vec!["*".to_owned()],
+            ..Claims::default()
+        };
+        assert!(claims.may_send_to("news") && !claims.may_send_to("new"));
+        assert!(claims.may_receive_from("anything"));
+        assert!(!Claims::default().may_receive_from("news"));
     }
 }

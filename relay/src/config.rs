@@ -10,7 +10,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tradewind_relay::UplinkSettings;
 use tradewind_service::{
-    config::{ConfigError, HumanDuration, Rate, Secret, apply, load},
+    config::{ConfigError, HumanDuration, Rate, Secret, Size, apply, load},
     exit::UsageError,
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) enrol_token_file: Option<PathBuf>,
     pub(crate) state_file: PathBuf,
     pub(crate) max_sessions: usize,
+    pub(crate) replay_bytes: Size,
+    pub(crate) replay_age: HumanDuration,
     pub(crate) drain: HumanDuration,
     pub(crate) latitude: f64,
     pub(crate) longitude: f64,
@@ -86,6 +88,8 @@ impl Default for Config {
             enrol_token_file: None,
             state_file: "/var/lib/tradewind-relay/plan.bin".into(),
             max_sessions: 10_000,
+            replay_bytes: Size::from_bytes(64 << 20),
+            replay_age: HumanDuration(Duration::from_secs(30)),
             drain: HumanDuration(Duration::from_secs(10)),
             latitude: 0.0,
             longitude: 0.0,
@@ -177,6 +181,12 @@ pub(crate) struct ConfigArgs {
     /// Most client sessions at a time.
     #[arg(long, env = "TRADEWIND_RELAY_MAX_SESSIONS", value_name = "N")]
     max_sessions: Option<usize>,
+    /// Most bytes that are kept of messages to groups, for members that missed some.
+    #[arg(long, env = "TRADEWIND_RELAY_REPLAY_BYTES", value_name = "SIZE")]
+    replay_bytes: Option<Size>,
+    /// How long messages to groups are kept.
+    #[arg(long, env = "TRADEWIND_RELAY_REPLAY_AGE", value_name = "DURATION")]
+    replay_age: Option<HumanDuration>,
     /// How long clients have to leave when it is stopped.
     #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]
     drain: Option<HumanDuration>,
@@ -220,6 +230,8 @@ impl ConfigArgs {
         apply(&mut config.certificate_names, from.certificate_names);
         apply(&mut config.state_file, from.state_file);
         apply(&mut config.max_sessions, from.max_sessions);
+        apply(&mut config.replay_bytes, from.replay_bytes);
+        apply(&mut config.replay_age, from.replay_age);
         apply(&mut config.drain, from.drain);
         apply(&mut config.latitude, from.latitude);
         apply(&mut config.longitude, from.longitude);

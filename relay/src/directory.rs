@@ -156,14 +156,14 @@ pub(crate) fn homes(key: &UserKey, relays: &[RelayIndex]) -> Vec<RelayIndex> {
 
 /// FNV-1a, 64 bits. Every relay must come to the same result, on every machine and in every version,
 /// which no hasher of a library promises.
-fn fnv1a<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
+pub(crate) fn fnv1a<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
 /// The finaliser of MurmurHash3: spreads every input bit over every output bit, which FNV does not.
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
     x ^= x >> 33;

@@ -4,11 +4,11 @@
 
 use tradewind_proto::{
     DropReason, Locator, RelayIndex, Uplink,
-    packet::{self, Destination, LinkHeader},
+    packet::{self, Destination, LinkHeader, RelaySet},
 };
 use tradewind_routing::{LinkHealth, NextHop, Situation, next_hop};
 
-use crate::tables::Tables;
+use crate::{plan::Hop, tables::Tables};
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
@@ -59,18 +59,112 @@ pub(crate) fn route(
     neighbour: impl Fn(RelayIndex) -> LinkHealth,
 ) -> Verdict {
     let Destination::Session(destination) = header.destination else {
-        // Groups are not formed yet: no ingress edge stamps such a packet.
+        // Those are split.
         return Verdict::Drop(DropReason::Unexpected);
     };
     let target = destination.relay;
     if target == tables.me {
         return Verdict::Local(destination);
     }
+    let plan = tables.plan(header.plan);
+    let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
+    way(header, tables, target, hop, neighbour)
+}
+
+/// A copy of a group packet for one neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupCopy {
+    /// The neighbour.
+    pub(crate) next: RelayIndex,
+    /// The uplink to take to it while that is as good as the others.
+    pub(crate) uplink: Uplink,
+    /// These have left their tree here.
+    pub(crate) deflected: Option<Deflection>,
+    /// Whom it is still to reach, the neighbour perhaps among them.
+    pub(crate) relays: RelaySet,
+}
+
+/// What becomes of a group packet. Kept from packet to packet, so that nothing is allocated for each.
+#[derive(Debug, Default)]
+pub(crate) struct Split {
+    /// It is for members here, among others.
+    pub(crate) local: bool,
+    pub(crate) copies: Vec<GroupCopy>,
+    /// Relays that it does not get to from here.
+    pub(crate) dropped: Vec<(RelayIndex, DropReason)>,
+}
+
+/// Splits the set of relays that a group packet is still to reach by next hops: one copy for each.
+///
+/// Each relay of the set is in exactly one copy (or here, or dropped), and relays behind one next hop
+/// in the out-tree of the packet's origin share one: so a copy crosses each link of the tree once.
+/// Relays whose next hop is down or degraded are deflected one by one, by the same rule as
+/// [`route`]'s, and share a copy with those that are deflected to the same neighbour.
+/// `neighbour` says how it stands with the first relay on a way to the second.
+pub(crate) fn split(
+    header: &LinkHeader,
+    relays: &RelaySet,
+    tables: &Tables,
+    neighbour: impl Fn(RelayIndex, RelayIndex) -> LinkHealth,
+    split: &mut Split,
+) {
+    split.local = false;
+    split.copies.clear();
+    split.dropped.clear();
+    let plan = tables.plan(header.plan);
+    for target in relays.iter() {
+        if target == tables.me {
+            split.local = true;
+            continue;
+        }
+        let origin = header.sender.relay;
+        let hop =
+            plan.and_then(|plan| plan.hop_to_group(header.profile, header.tree, origin, target));
+        match way(header, tables, target, hop, |relay| {
+            neighbour(relay, target)
+        }) {
+            Verdict::Link {
+                next,
+                uplink,
+                deflected,
+            } => {
+                let same = |copy: &&mut GroupCopy| {
+                    copy.next == next && copy.deflected.is_some() == deflected.is_some()
+                };
+                let copy = match split.copies.iter_mut().find(same) {
+                    Some(copy) => copy,
+                    None => {
+                        split.copies.push(GroupCopy {
+                            next,
+                            uplink,
+                            deflected,
+                            relays: RelaySet::EMPTY,
+                        });
+                        let last = split.copies.len() - 1;
+                        &mut split.copies[last]
+                    }
+                };
+                copy.relays.insert(target);
+            }
+            Verdict::Drop(reason) => split.dropped.push((target, reason)),
+            // Never: the target is another relay.
+            Verdict::Local(_) => split.local = true,
+        }
+    }
+}
+
+/// Where a packet goes next on its way to another relay, `target`, by whose tree it would take `hop`.
+fn way(
+    header: &LinkHeader,
+    tables: &Tables,
+    target: RelayIndex,
+    hop: Option<Hop>,
+    neighbour: impl Fn(RelayIndex) -> LinkHealth,
+) -> Verdict {
     if header.hop_limit == 0 {
         return Verdict::Drop(DropReason::HopLimit);
     }
     let plan = tables.plan(header.plan);
-    let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
     let (candidates, spares) = plan.map_or((&[][..], &[][..]), |plan| {
         let rules = plan.rules_of(header.profile, header.tree);
         let candidates = plan.candidates(header.profile, rules, target);
@@ -121,260 +215,4 @@ pub(crate) fn route(
 }
 
 #[cfg(test)]
-mod tests {
-    use tradewind_proto::{
-        Class, PlanId,
-        control::{Backup, PlanName, PlanPart, ProfileTable, RelayInfo, TreeTable},
-        packet::{Kind, MAX_DEFLECTIONS, MAX_PASSED},
-    };
-
-    use super::*;
-    use crate::plan::Plan;
-
-    const ME: RelayIndex = RelayIndex(0);
-
-    /// Relay 0's part of a plan over relays 0 to 4 in which relay 3 is reached through 1.
-    fn tables() -> Tables {
-        let part = PlanPart {
-            plan: Some(PlanName {
-                epoch: 1,
-                number: 1,
-            }),
-            relays: (0..5)
-                .map(|index| RelayInfo {
-                    index,
-                    name: format!("r{index}"),
-                    ..Default::default()
-                })
-                .collect(),
-            profiles: vec![ProfileTable {
-                profile: 0,
-                trees: vec![
-                    TreeTable {
-                        next_hop: vec![0, 1, 2, 1, 65_535],
-                        cost_us: vec![0, 10_000, 10_000, 30_000, 0],
-                        ..Default::default()
-                    },
-                    // Relay 2 must not be crossed.
-                    TreeTable {
-                        next_hop: vec![0, 1, 2, 1, 4],
-                        rules: 1,
-                        ..Default::default()
-                    },
-                ],
-                backups: vec![Backup {
-                    destination: 3,
-                    relays: vec![1, 2, 4],
-                    cost_us: vec![30_000, 45_000, 60_000],
-                    ..Default::default()
-                }],
-                restricted_backups: vec![Backup {
-                    destination: 3,
-                    relays: vec![1, 4],
-                    rules: 1,
-                    ..Default::default()
-                }],
-                may_cross: vec![vec![0b1_1111], vec![0b1_1011]],
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
-        let mut tables = Tables::default();
-        tables.me = ME;
-        tables.insert(Plan::from_part(&part).expect("a good plan"));
-        tables
-    }
-
-    fn header(to: u16) -> LinkHeader {
-        LinkHeader {
-            kind: Kind::Media,
-            class: Class::Audio,
-            profile: 0,
-            tree: 0,
-            deflections: 0,
-            trace: false,
-            path_change: false,
-            hop_limit: HOP_LIMIT,
-            plan: PlanId {
-                epoch: 1,
-                number: 1,
-            },
-            age_us: 0,
-            sender: Locator {
-                relay: RelayIndex(9),
-                slot: 1,
-                generation: 1,
-            },
-            destination: Destination::Session(Locator {
-                relay: RelayIndex(to),
-                slot: 1,
-                generation: 1,
-            }),
-            passed: [RelayIndex::NONE; MAX_PASSED],
-            uplink: 0,
-            flow: 1,
-            sequence: 1,
-            layer: 0,
-        }
-    }
-
-    fn link(next: u16, deflected: Option<Deflection>) -> Verdict {
-        Verdict::Link {
-            next: RelayIndex(next),
-            uplink: Uplink(0),
-            deflected,
-        }
-    }
-
-    fn all_up(_: RelayIndex) -> LinkHealth {
-        LinkHealth::Up
-    }
-
-    /// All are up but these.
-    fn down(dead: &[u16]) -> impl Fn(RelayIndex) -> LinkHealth + '_ {
-        |relay| {
-            if dead.contains(&relay.0) {
-                LinkHealth::Down
-            } else {
-                LinkHealth::Up
-            }
-        }
-    }
-
-    #[test]
-    fn a_packet_follows_the_tree_of_its_plan() {
-        assert_eq!(route(&header(3), &tables(), all_up), link(1, None));
-        assert!(matches!(
-            route(&header(0), &tables(), all_up),
-            Verdict::Local(_)
-        ));
-    }
-
-    #[test]
-    fn a_packet_of_an_unknown_plan_goes_by_the_direct_link() {
-        let mut packet = header(3);
-        packet.plan.number = 7;
-        assert_eq!(route(&packet, &tables(), all_up), link(3, None));
-    }
-
-    #[test]
-    fn a_dead_next_hop_deflects_to_the_backup_and_from_there_directly() {
-        let dead = down(&[1]);
-        assert_eq!(
-            route(&header(3), &tables(), dead),
-            link(2, Some(Deflection::Failure))
-        );
-        let mut deflected = header(3);
-        deflected.deflections = 1;
-        assert_eq!(route(&deflected, &tables(), all_up), link(3, None));
-    }
-
-    #[test]
-    fn a_deflection_never_goes_back_to_a_relay_the_packet_has_passed() {
-        let mut packet = header(3);
-        assert!(packet.pass(RelayIndex(2)));
-        let dead = down(&[1]);
-        assert_eq!(
-            route(&packet, &tables(), dead),
-            link(4, Some(Deflection::Failure))
-        );
-    }
-
-    #[test]
-    fn a_packet_of_a_restricted_tree_is_deflected_within_its_rules() {
-        let mut packet = header(3);
-        packet.tree = 1;
-        let dead = down(&[1]);
-        assert_eq!(
-            route(&packet, &tables(), dead),
-            link(4, Some(Deflection::Failure))
-        );
-        // Nobody but the destination itself is left: by the direct link, which crosses nobody.
-        let dead = down(&[1, 4]);
-        assert_eq!(
-            route(&packet, &tables(), dead),
-            link(3, Some(Deflection::Failure))
-        );
-    }
-
-    #[test]
-    fn where_all_backups_are_down_whoever_else_may_be_crossed_is_asked() {
-        // There is no way and no backup towards 4.
-        let dead = down(&[4]);
-        let spare = Some(Deflection::Failure);
-        assert_eq!(route(&header(4), &tables(), dead), link(1, spare));
-        assert_eq!(route(&header(4), &tables(), down(&[4, 1])), link(2, spare));
-        // Not relay 2, when the packet must not cross it.
-        let mut restricted = header(4);
-        restricted.tree = 1;
-        assert_eq!(route(&restricted, &tables(), down(&[4, 1])), link(3, spare));
-        let verdict = route(&restricted, &tables(), down(&[4, 1, 3]));
-        assert_eq!(verdict, Verdict::Drop(DropReason::NoWay));
-    }
-
-    #[test]
-    fn a_brownout_deflects_only_to_what_is_cheaper_than_the_link_is_now() {
-        let degraded = |extra: f64| {
-            move |relay: RelayIndex| match relay.0 {
-                1 => LinkHealth::Degraded { extra },
-                _ => LinkHealth::Up,
-            }
-        };
-        // 30 ms by the tree and 45 ms over relay 2.
-        let brownout = Some(Deflection::Brownout);
-        assert_eq!(
-            route(&header(3), &tables(), degraded(15_001.0)),
-            link(2, brownout)
-        );
-        assert_eq!(
-            route(&header(3), &tables(), degraded(15_000.0)),
-            link(1, None)
-        );
-        // Where all are bad, the bad link is used.
-        let all = |_: RelayIndex| LinkHealth::Degraded { extra: 90_000.0 };
-        assert_eq!(route(&header(3), &tables(), all), link(1, None));
-        // A packet that may not be deflected any more is not lost for it.
-        let mut tired = header(3);
-        tired.deflections = MAX_DEFLECTIONS;
-        assert_eq!(route(&tired, &tables(), all), link(3, None));
-    }
-
-    #[test]
-    fn a_degraded_backup_is_better_than_none() {
-        let state = |relay: RelayIndex| match relay.0 {
-            1 | 3 => LinkHealth::Down,
-            _ => LinkHealth::Degraded { extra: 1.0 },
-        };
-        assert_eq!(
-            route(&header(3), &tables(), state),
-            link(2, Some(Deflection::Failure))
-        );
-    }
-
-    #[test]
-    fn after_two_deflections_there_is_no_way() {
-        let mut packet = header(3);
-        packet.deflections = MAX_DEFLECTIONS;
-        let dead = down(&[3]);
-        assert_eq!(
-            route(&packet, &tables(), dead),
-            Verdict::Drop(DropReason::NoWay)
-        );
-    }
-
-    #[test]
-    fn a_used_up_hop_limit_and_a_loop_end_the_way() {
-        let mut packet = header(3);
-        packet.hop_limit = 0;
-        assert_eq!(
-            route(&packet, &tables(), all_up),
-            Verdict::Drop(DropReason::HopLimit)
-        );
-        let mut packet = header(3);
-        assert!(packet.pass(RelayIndex(1)));
-        assert_eq!(
-            route(&packet, &tables(), all_up),
-            Verdict::Drop(DropReason::Loop)
-        );
-    }
-}
+mod tests;

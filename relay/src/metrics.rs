@@ -40,8 +40,23 @@ pub(crate) struct Metrics {
     pub(crate) plan_number: IntGauge,
     pub(crate) stamped_share: IntGauge,
     pub(crate) controller_connected: IntGauge,
+    pub(crate) groups: GroupMetrics,
     /// Not a number: who sees every packet, if anybody does.
     pub(crate) watcher: Watcher,
+}
+
+/// What is counted of groups.
+#[derive(Debug)]
+pub(crate) struct GroupMetrics {
+    pub(crate) groups: IntGauge,
+    pub(crate) members: IntGauge,
+    pub(crate) directory: IntGauge,
+    pub(crate) replay_bytes: IntGauge,
+    pub(crate) packets: IntCounter,
+    pub(crate) copies: IntCounter,
+    pub(crate) deliveries: IntCounter,
+    pub(crate) fetches: IntCounter,
+    pub(crate) heads: IntCounter,
 }
 
 impl Metrics {
@@ -198,6 +213,41 @@ impl Metrics {
                 "tradewind_relay_controller_connected",
                 "Whether the controller is connected (1) or away (0).",
             )?,
+            groups: GroupMetrics {
+                groups: gauge("tradewind_relay_groups", "Groups with members here.")?,
+                members: gauge(
+                    "tradewind_relay_group_members",
+                    "Members here, over all groups.",
+                )?,
+                directory: gauge(
+                    "tradewind_relay_directory_groups",
+                    "Groups of which this relay is a home.",
+                )?,
+                replay_bytes: gauge(
+                    "tradewind_relay_replay_bytes",
+                    "Bytes kept of messages to groups.",
+                )?,
+                packets: counter(
+                    "tradewind_relay_group_packets_total",
+                    "Packets to groups taken from clients.",
+                )?,
+                copies: counter(
+                    "tradewind_relay_group_copies_total",
+                    "Copies of packets to groups put into the queues of links.",
+                )?,
+                deliveries: counter(
+                    "tradewind_relay_group_deliveries_total",
+                    "Copies of packets to groups made for members here.",
+                )?,
+                fetches: counter(
+                    "tradewind_relay_group_fetches_total",
+                    "Times that a member asked for what it had missed.",
+                )?,
+                heads: counter(
+                    "tradewind_relay_group_heads_total",
+                    "Times that a member was told that it had missed something of a lane.",
+                )?,
+            },
             watcher: Watcher::default(),
             registry: registry.clone(),
         })

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use tradewind_proto::{
     RelayIndex,
-    packet::{AccessHeader, HeaderError, LinkHeader, Trace, TraceRecord},
+    packet::{
+        AccessHeader, Destination, HeaderError, LinkHeader, MAX_SET_LEN, RelaySet, Trace,
+        TraceRecord,
+    },
 };
 
 /// A packet between its arrival and its leaving.
@@ -14,6 +17,8 @@ use tradewind_proto::{
 pub(crate) struct Packet {
     /// The header for links. On packets from a session it is set by this edge.
     pub(crate) header: LinkHeader,
+    /// Of a packet to a group: the relays that it has still to reach.
+    pub(crate) relays: RelaySet,
     /// The hops so far, of a flagged packet.
     pub(crate) trace: Option<Box<Trace>>,
     /// What came, headers included.
@@ -26,13 +31,35 @@ pub(crate) struct Packet {
     pub(crate) deflected: bool,
     /// Uplink of the link it came over; 0 at the origin.
     came_over: u8,
+    access: Access,
 }
+
+/// How a packet is written for a client.
+#[derive(Debug, Clone)]
+enum Access {
+    /// When it leaves, for this client alone.
+    Own,
+    /// It is written, for all members of a group here: `raw` is the datagram.
+    Datagram,
+    /// It is written, for all members of a group here: the frame's length and headers. The payload
+    /// is in `raw`.
+    Frame(Bytes),
+}
+
+/// Longest headers between relays.
+const LINK_HEAD: usize = LinkHeader::LEN + MAX_SET_LEN + Trace::LEN;
 
 impl Packet {
     /// A packet that came over a link.
     pub(crate) fn from_link(raw: Bytes, now: Instant) -> Result<Self, HeaderError> {
         let header = LinkHeader::decode(&raw)?;
         let mut payload_at = LinkHeader::LEN;
+        let mut relays = RelaySet::EMPTY;
+        if let Destination::Group(_) = header.destination {
+            let (set, length) = RelaySet::decode(&raw[payload_at..])?;
+            payload_at += length;
+            relays = set;
+        }
         let mut trace = None;
         if header.trace {
             trace = Some(Box::new(Trace::decode(&raw[payload_at..])?));
@@ -40,12 +67,14 @@ impl Packet {
         }
         Ok(Self {
             header,
+            relays,
             trace,
             raw,
             payload_at,
             arrived: now,
             deflected: false,
             came_over: header.uplink,
+            access: Access::Own,
         })
     }
 
@@ -53,12 +82,40 @@ impl Packet {
     pub(crate) fn new(header: LinkHeader, raw: Bytes, payload_at: usize, now: Instant) -> Self {
         Self {
             header,
+            relays: RelaySet::EMPTY,
             trace: header.trace.then(Box::default),
             raw,
             payload_at,
             arrived: now,
             deflected: false,
             came_over: 0,
+            access: Access::Own,
+        }
+    }
+
+    /// The packet as all members of its group here get it, written once: its copies share headers and
+    /// payload. `handle` is the edge's own for its sender; the age is without the members' legs.
+    pub(crate) fn for_members(mut self, handle: u32, me: RelayIndex, now: Instant) -> Self {
+        let mut head = [0; AccessHeader::LEN + Trace::LEN];
+        let length = self.write_access_head(&mut head, handle, Duration::ZERO, me, now);
+        let (header, arrived) = (self.header, self.arrived);
+        let (raw, payload_at, access) = if header.kind.is_reliable() {
+            let [head, payload] = self.framed(&head[..length]);
+            (payload, 0, Access::Frame(head))
+        } else {
+            let raw = self.with_head(&head[..length]);
+            (raw, length, Access::Datagram)
+        };
+        Self {
+            header,
+            relays: RelaySet::EMPTY,
+            trace: None,
+            raw,
+            payload_at,
+            arrived,
+            deflected: false,
+            came_over: 0,
+            access,
         }
     }
 
@@ -97,14 +154,14 @@ impl Packet {
 
     /// As a datagram over a link.
     pub(crate) fn into_link_datagram(mut self, me: RelayIndex, now: Instant) -> Bytes {
-        let mut head = [0; LinkHeader::LEN + Trace::LEN];
+        let mut head = [0; LINK_HEAD];
         let length = self.write_link_head(&mut head, me, now);
         self.with_head(&head[..length])
     }
 
     /// As a frame on a stream of a link: its length and headers, then its payload.
     pub(crate) fn into_link_frame(mut self, me: RelayIndex, now: Instant) -> [Bytes; 2] {
-        let mut head = [0; LinkHeader::LEN + Trace::LEN];
+        let mut head = [0; LINK_HEAD];
         let length = self.write_link_head(&mut head, me, now);
         self.framed(&head[..length])
     }
@@ -117,6 +174,9 @@ impl Packet {
         me: RelayIndex,
         now: Instant,
     ) -> Bytes {
+        if let Access::Datagram = self.access {
+            return self.raw;
+        }
         let mut head = [0; AccessHeader::LEN + Trace::LEN];
         let length = self.write_access_head(&mut head, handle, leg, me, now);
         self.with_head(&head[..length])
@@ -130,6 +190,9 @@ impl Packet {
         me: RelayIndex,
         now: Instant,
     ) -> [Bytes; 2] {
+        if let Access::Frame(head) = self.access {
+            return [head, self.raw];
+        }
         let mut head = [0; AccessHeader::LEN + Trace::LEN];
         let length = self.write_access_head(&mut head, handle, leg, me, now);
         self.framed(&head[..length])
@@ -138,11 +201,18 @@ impl Packet {
     /// Bytes that a datagram over a link will have.
     pub(crate) fn link_len(&self) -> usize {
         let trace = if self.trace.is_some() { Trace::LEN } else { 0 };
-        LinkHeader::LEN + trace + self.payload_len()
+        let relays = match self.header.destination {
+            Destination::Group(_) => self.relays.encoded_len().unwrap_or(MAX_SET_LEN),
+            Destination::Session(_) => 0,
+        };
+        LinkHeader::LEN + relays + trace + self.payload_len()
     }
 
     /// Bytes that a datagram to a client will have.
     pub(crate) fn access_len(&self) -> usize {
+        if let Access::Datagram = self.access {
+            return self.raw.len();
+        }
         let trace = if self.trace.is_some() { Trace::LEN } else { 0 };
         AccessHeader::LEN + trace + self.payload_len()
     }
@@ -167,7 +237,12 @@ impl Packet {
         let mut header = self.header;
         header.age_us = micros(self.age_at(now));
         header.encode(head);
-        self.write_trace(head, LinkHeader::LEN)
+        let mut length = LinkHeader::LEN;
+        if let Destination::Group(_) = header.destination {
+            // It fits: too large sets have been cut.
+            length += self.relays.encode(&mut head[length..]).unwrap_or(0);
+        }
+        self.write_trace(head, length)
     }
 
     fn write_access_head(
@@ -184,7 +259,7 @@ impl Packet {
             class: self.header.class,
             trace: self.trace.is_some(),
             path_change: self.header.path_change,
-            group: false,
+            group: matches!(self.header.destination, Destination::Group(_)),
             layer: self.header.layer,
             handle,
             flow: self.header.flow,
@@ -361,6 +436,61 @@ mod tests {
         packet.take_back(ME);
         assert_eq!(packet.header, came.header);
         assert!(!packet.deflected);
+    }
+
+    /// A packet to a group that is to reach relays 2 and 7.
+    fn to_group(kind: Kind, payload: &[u8], now: Instant) -> Packet {
+        let mut packet = Packet::from_link(on_the_wire(false, payload), now).expect("a packet");
+        packet.header.kind = kind;
+        packet.header.destination = Destination::Group(tradewind_proto::GroupKey(77));
+        packet.relays = [2, 7].map(RelayIndex).into_iter().collect();
+        packet
+    }
+
+    #[test]
+    fn a_group_packet_carries_its_relays_between_relays() {
+        let now = start();
+        let mut packet = to_group(Kind::Media, b"payload", now);
+        packet.trace = Some(Box::default());
+        packet.header.trace = true;
+        let length = packet.link_len();
+        let out = packet.into_link_datagram(ME, now);
+        assert_eq!(out.len(), length);
+        let again = Packet::from_link(out, now).expect("a packet");
+        assert!(again.relays.iter().eq([RelayIndex(2), RelayIndex(7)]));
+        assert_eq!(&again.payload()[..], b"payload");
+        assert_eq!(again.trace.map(|trace| trace.hops.len()), Some(1));
+    }
+
+    #[test]
+    fn the_members_of_a_group_share_headers_and_payload() {
+        let now = start();
+        for kind in [Kind::Media, Kind::Message] {
+            let packet = to_group(kind, b"payload", now).for_members(1 << 31, ME, now);
+            let later = now + Duration::from_secs(1);
+            let leg = Duration::from_millis(3);
+            let written = |packet: Packet| match kind {
+                Kind::Media => {
+                    let whole = packet.into_access_datagram(5, leg, ME, later);
+                    (
+                        whole.slice(..AccessHeader::LEN),
+                        whole.slice(AccessHeader::LEN..),
+                    )
+                }
+                _ => {
+                    let [head, payload] = packet.into_access_frame(5, leg, ME, later);
+                    (head.slice(4..), payload)
+                }
+            };
+            let one = written(packet.clone());
+            let other = written(packet);
+            assert_eq!(one.0.as_ptr(), other.0.as_ptr());
+            assert_eq!(one.1.as_ptr(), other.1.as_ptr());
+            let header = AccessHeader::decode(&one.0).expect("a header");
+            assert!(header.group);
+            assert_eq!((header.handle, header.age_us), (1 << 31, 1_000));
+            assert_eq!(&one.1[..], b"payload");
+        }
     }
 
     #[test]

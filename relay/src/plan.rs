@@ -59,6 +59,7 @@ pub(crate) struct Plan {
     /// `[profile][rule set]`: the relays that packets of the rule set may cross, nearest first.
     spares: Vec<Vec<RelayIndex>>,
     selectors: Vec<Selection>,
+    out_trees: OutTrees,
 }
 
 #[derive(Debug, Clone)]
@@ -68,6 +69,22 @@ struct Selection {
     /// Empty: whatever it is.
     group: String,
     rules: u8,
+}
+
+/// This relay's part of the trees along which packets go to groups.
+#[derive(Debug, Clone, Default)]
+struct OutTrees {
+    /// By origin: where its branches begin; they end where the next one's begin.
+    starts: Vec<u32>,
+    /// By origin, in the order of destinations.
+    branches: Vec<Branch>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Branch {
+    destination: RelayIndex,
+    next: RelayIndex,
+    uplink: Uplink,
 }
 
 /// A plan part that contradicts itself.
@@ -142,6 +159,7 @@ impl Plan {
             starts,
             candidates,
             selectors,
+            out_trees: OutTrees::new(tables[Profile::Realtime as usize], &relays)?,
             relays,
             part: part.clone(),
         })
@@ -157,6 +175,29 @@ impl Plan {
         let row = known(profile) * TREES + usize::from(tree) % TREES;
         let hop = self.hops[row * self.size + destination];
         (hop.next != RelayIndex::NONE).then_some(hop)
+    }
+
+    /// Where a packet to a group goes from here on its way from `origin` to one of the group's
+    /// relays: by the out-tree of its origin where the tree in its header is everybody's, by that
+    /// tree where it keeps to other rules. `None` where the plan knows no way.
+    pub(crate) fn hop_to_group(
+        &self,
+        profile: u8,
+        tree: u8,
+        origin: RelayIndex,
+        destination: RelayIndex,
+    ) -> Option<Hop> {
+        let by_tree = self.hop(profile, tree, destination);
+        if self.rules_of(profile, tree) != 0 {
+            return by_tree;
+        }
+        let branch = self.out_trees.branch(origin, destination)?;
+        Some(Hop {
+            next: branch.next,
+            uplink: branch.uplink,
+            // Out-trees come without costs: the best way's is what theirs is about.
+            cost_us: by_tree.map_or(0, |hop| hop.cost_us),
+        })
     }
 
     /// The rule set that a tree obeys.
@@ -191,6 +232,24 @@ impl Plan {
             selection.group.is_empty() && (selection.app.is_empty() || selection.app == app)
         };
         self.selectors.iter().find(fits).map_or(0, |s| s.rules)
+    }
+
+    /// The rule set of what is sent to a group.
+    pub(crate) fn rules_for_group(&self, app: &str, group: &str) -> u8 {
+        let fits = |selection: &&Selection| {
+            (selection.app.is_empty() || selection.app == app)
+                && (selection.group.is_empty() || selection.group == group)
+        };
+        self.selectors.iter().find(fits).map_or(0, |s| s.rules)
+    }
+
+    /// The profile and tree that what is sent to groups enters by: everybody's first, or the one of
+    /// its rule set.
+    pub(crate) fn entry_to_group(&self, rules: u8) -> (u8, u8) {
+        match rules {
+            0 => (Profile::Realtime as u8, 0),
+            _ => self.restricted[Profile::Realtime as usize][usize::from(rules) % RULE_SETS],
+        }
     }
 
     /// The profile and tree that a flow enters by: the tree of its rule set if that is a restricted
@@ -379,6 +438,59 @@ impl Layout {
         let count = self.trees.len();
         let tree = self.rules[..count].iter().position(|&r| r == rules)?;
         Some(tree as u8)
+    }
+}
+
+impl OutTrees {
+    fn new(table: Option<&ProfileTable>, relays: &[RelayIndex]) -> Result<Self, BadPlan> {
+        let known =
+            |relay: u32| relay_index(relay).filter(|index| relays.binary_search(index).is_ok());
+        let mut by_origin: Vec<Vec<Branch>> = vec![Vec::new(); size_of(relays)];
+        for tree in table.map_or(&[][..], |table| &table.out_trees) {
+            let origin = known(tree.origin).ok_or(BadPlan("an out-tree is of an unknown relay"))?;
+            let branches = &mut by_origin[origin.as_usize()];
+            if !branches.is_empty() {
+                return Err(BadPlan("an origin has two out-trees"));
+            }
+            for hop in &tree.hops {
+                let next =
+                    known(hop.next).ok_or(BadPlan("an out-tree leads to an unknown relay"))?;
+                let uplink =
+                    Uplink(u8::try_from(hop.uplink).map_err(|_| BadPlan("uplink out of range"))?);
+                for &destination in &hop.destinations {
+                    branches.push(Branch {
+                        destination: known(destination)
+                            .filter(|&destination| destination != origin)
+                            .ok_or(BadPlan("an out-tree reaches an unknown relay"))?,
+                        next,
+                        uplink,
+                    });
+                }
+            }
+            branches.sort_unstable_by_key(|branch| branch.destination);
+            // One copy and no more reaches each relay.
+            if branches
+                .windows(2)
+                .any(|two| two[0].destination == two[1].destination)
+            {
+                return Err(BadPlan("an out-tree reaches a relay twice"));
+            }
+        }
+        let mut out_trees = Self::default();
+        for branches in by_origin {
+            out_trees.starts.push(out_trees.branches.len() as u32);
+            out_trees.branches.extend(branches);
+        }
+        out_trees.starts.push(out_trees.branches.len() as u32);
+        Ok(out_trees)
+    }
+
+    fn branch(&self, origin: RelayIndex, destination: RelayIndex) -> Option<&Branch> {
+        let from = *self.starts.get(origin.as_usize())? as usize;
+        let to = *self.starts.get(origin.as_usize() + 1)? as usize;
+        let branches = &self.branches[from..to];
+        let at = branches.binary_search_by_key(&destination, |branch| branch.destination);
+        at.ok().map(|at| &branches[at])
     }
 }
 

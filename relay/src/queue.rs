@@ -113,6 +113,11 @@ impl SendQueue {
         Some(queued)
     }
 
+    /// Whether at least half of the room for messages is free.
+    pub(crate) fn has_room_for_messages(&self) -> bool {
+        2 * self.message_bytes < self.max_message_bytes
+    }
+
     /// How many message streams there are.
     pub(crate) fn streams(&self) -> usize {
         self.messages.len()

@@ -21,6 +21,7 @@ use crate::{
     debug::{LinkView, PlanView},
     directory::Directory,
     driver::{Busy, Driver, Socket},
+    groups::GroupSettings,
     metrics::Metrics,
     shard::{Command, Inspection, Limits, LinkPort, News, Port, Shard, ShardConfig},
     store::Store,
@@ -58,6 +59,8 @@ pub struct RelaySettings {
     pub state_file: Option<PathBuf>,
     /// Client sessions at a time.
     pub max_sessions: usize,
+    /// What is kept of groups.
+    pub groups: GroupSettings,
     /// For maps, degrees; 0 and 0 when not known.
     pub latitude: f64,
     /// For maps, degrees.
@@ -455,6 +458,7 @@ impl ShardStart {
             link_ports,
             limits: Limits {
                 max_sessions: settings.max_sessions,
+                groups: settings.groups,
             },
             rng: host.rng(),
             metrics: self.metrics,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use axum::{Json, Router, extract::State, routing::get};
 use tokio::{net::TcpListener, sync::oneshot};
 use tradewind_host::{Host, OsHost, probe_receive_buffer};
-use tradewind_relay::{Enrolment, Placement, Relay, RelaySettings, enrol};
+use tradewind_relay::{Enrolment, GroupSettings, Placement, Relay, RelaySettings, enrol};
 use tradewind_service::{
     admin::{self, Admin},
     config::{Secret, redacted},
@@ -185,6 +185,10 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
         roots,
         state_file: Some(config.state_file.clone()),
         max_sessions: config.max_sessions,
+        groups: GroupSettings {
+            replay_bytes: usize::try_from(config.replay_bytes.bytes()).unwrap_or(usize::MAX),
+            replay_age: config.replay_age.0,
+        },
         latitude: config.latitude,
         longitude: config.longitude,
     }

@@ -181,6 +181,19 @@ impl Tables {
         }
     }
 
+    /// The same for what is sent to a group.
+    pub(crate) fn stamp_to_group(&self, flow: FlowHash, app: &str, group: &str) -> Stamp {
+        let id = self.stamping.draw(flow);
+        let (profile, tree) = self.plan(id).map_or((0, 0), |plan| {
+            plan.entry_to_group(plan.rules_for_group(app, group))
+        });
+        Stamp {
+            plan: id,
+            profile,
+            tree,
+        }
+    }
+
     /// The plans that packets are stamped with here: one, or two while flows are shared between them.
     pub(crate) fn stamped_plans(&self) -> impl Iterator<Item = &Plan> {
         let Stamping { plan, rest, .. } = self.stamping;

@@ -12,6 +12,8 @@ pub struct Passage<'a> {
     pub relay: RelayIndex,
     /// The packet's header, as it came.
     pub header: &'a LinkHeader,
+    /// Of a packet to a group: the relays that this copy has still to reach.
+    pub relays: &'a [RelayIndex],
     /// The application's bytes; of reliable kinds, a frame of the lane.
     pub payload: &'a [u8],
 }

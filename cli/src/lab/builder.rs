@@ -177,15 +177,26 @@ impl<'a> Builder<'a> {
                 .as_ref()
                 .map(|disk| disk.path().join(format!("relay-{index}.plan"))),
             max_sessions: 10_000,
+            groups: tradewind_relay::GroupSettings::default(),
             latitude: place.latitude,
             longitude: place.longitude,
         };
         let relay = Relay::start(settings, host.clone(), Placement::HostTasks).await?;
-        if self.scenario.watches_packets() {
+        let (ways, groups) = (
+            self.scenario.watches_packets(),
+            self.scenario.groups.is_some(),
+        );
+        if ways || groups {
             let watched = self.watched.clone();
             relay.watch_packets(move |passage| {
                 let now = watched.wan.network_time();
-                watched.trails.note(index, now, passage);
+                if ways {
+                    watched.trails.note(index, now, passage);
+                }
+                if groups {
+                    let controller = || watched.controller();
+                    watched.groups.copies.note(index, now, passage, controller);
+                }
             });
         }
         self.relays_mut()[index] = Some(relay);
@@ -215,24 +226,9 @@ impl<'a> Builder<'a> {
 
     /// One client per place, all connected.
     pub(super) async fn clients(&self) -> anyhow::Result<Vec<Client>> {
-        let expires = self.valid_from + BACKDATED + TOKEN_LIFETIME;
         let mut connecting = JoinSet::new();
         for (index, place) in self.scenario.places.iter().enumerate() {
-            let token = self.signer.sign(&Claims {
-                app: APP.to_owned(),
-                user: place.user.clone(),
-                exp: unix_seconds(expires),
-                iat: unix_seconds(self.valid_from),
-                ..Claims::default()
-            })?;
-            let edges = self.edges_known_at(index);
-            let mut config = ClientConfig::new(
-                Discovery::Static(edges),
-                token,
-                self.ca.roots().certs().to_vec(),
-            );
-            config.idle_timeout = IDLE_TIMEOUT;
-            config.keep_alive = KEEP_ALIVE;
+            let config = self.client_config(&place.user, index)?;
             let host = self.client_hosts[index].clone();
             let relay = place.relay.clone();
             connecting.spawn(async move {
@@ -249,6 +245,28 @@ impl<'a> Builder<'a> {
         }
         let connected: Option<Vec<_>> = clients.into_iter().collect();
         connected.ok_or_else(|| anyhow!("a client is missing"))
+    }
+
+    /// What the client of a user at a place is told.
+    pub(super) fn client_config(&self, user: &str, place: usize) -> anyhow::Result<ClientConfig> {
+        let expires = self.valid_from + BACKDATED + TOKEN_LIFETIME;
+        let token = self.signer.sign(&Claims {
+            app: APP.to_owned(),
+            user: user.to_owned(),
+            exp: unix_seconds(expires),
+            iat: unix_seconds(self.valid_from),
+            send: vec!["*".to_owned()],
+            recv: vec!["*".to_owned()],
+            ..Claims::default()
+        })?;
+        let mut config = ClientConfig::new(
+            Discovery::Static(self.edges_known_at(place)),
+            token,
+            self.ca.roots().certs().to_vec(),
+        );
+        config.idle_timeout = IDLE_TIMEOUT;
+        config.keep_alive = KEEP_ALIVE;
+        Ok(config)
     }
 
     /// The client's own edge, then those nearest to it.

@@ -255,6 +255,30 @@ pub(super) fn summary(report: &Report) -> String {
             summary.failover_unrouted,
         );
     }
+    if let Some(groups) = &summary.groups {
+        let _ = writeln!(
+            text,
+            "groups        {} of {} deliveries of {} messages, {} failed; {} segments lost, {} doubled, {} out of order; median {} ms, 99 % {} ms",
+            groups.group_deliveries,
+            groups.group_deliveries_expected,
+            groups.group_messages_sent,
+            groups.group_messages_failed,
+            groups.group_gaps,
+            groups.group_duplicates,
+            groups.group_reordered,
+            shown_ms(groups.group_ms_p50),
+            shown_ms(groups.group_ms_p99),
+        );
+        let _ = writeln!(
+            text,
+            "copies        {} over links, {} are the least; {} segments left out; media to groups {} of {}",
+            groups.copies_sent,
+            groups.copies_minimum,
+            groups.copies_excluded,
+            groups.group_media_deliveries,
+            groups.group_media_expected,
+        );
+    }
     if summary.session_flows > 0 {
         let _ = writeln!(
             text,

@@ -2,6 +2,8 @@
 //! clients run on an emulated wide-area network with real round-trip times; all pairs of clients
 //! send each other media packets and messages; what they measure is shown and reported.
 //!
+//! [`groups`] are sent to besides, if asked for; [`copies`] counts how many links that takes.
+//!
 //! Things fail on purpose, as asked for ([`faults`]) or by chance ([`chaos`], [`failures`]);
 //! [`steady`] measures for how long that silences a flow, [`invariants`] says what must hold all
 //! the same.
@@ -9,10 +11,13 @@
 mod acts;
 mod builder;
 mod chaos;
+mod copies;
 mod display;
 mod failures;
 mod faults;
 mod ground;
+mod group_record;
+mod groups;
 mod invariants;
 mod options;
 mod places;

@@ -22,6 +22,9 @@ const COORDINATES: &str = include_str!("../../data/coordinates.csv");
 /// What `--duration` is when it is not given.
 const DEFAULT_DURATION: HumanDuration = HumanDuration(Duration::from_secs(20));
 
+/// What `--members` is when it is not given.
+const DEFAULT_MEMBERS: usize = 10;
+
 /// Options of `tradewind lab`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -35,6 +38,7 @@ Examples:
   tradewind lab --virtual --brownout dubai-mumbai@5s:30% --heal dubai-mumbai@12s
   tradewind lab --virtual --chaos --seed 7
   tradewind lab --virtual --failures 100 --without-controller
+  tradewind lab --virtual --groups 20 --members 50 --kill busiest@8s
 
 The matrix is a square CSV of round-trip times in milliseconds: names in the first row and the
 first column, row = measuring side, an empty cell = no link. One relay and one client run at each
@@ -141,6 +145,25 @@ pub(crate) struct LabArgs {
     /// With --failures: kill the controller before the first
     #[arg(long, env = "TRADEWIND_LAB_WITHOUT_CONTROLLER", requires = "failures")]
     without_controller: bool,
+    /// Besides the lab's traffic: so many groups, to which messages and media are sent; and a count of
+    /// the copies that takes, and of what members miss. Exit code 1 when there are more copies than
+    /// needed, or a member misses something or gets it twice or out of order
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TRADEWIND_LAB_GROUPS",
+        conflicts_with_all = ["chaos", "failures"]
+    )]
+    groups: Option<usize>,
+    /// Members of each group, drawn by the seed from clients of their own; where there are more than
+    /// places, several clients are at one [default: 10]
+    #[arg(
+        long,
+        value_name = "M",
+        requires = "groups",
+        env = "TRADEWIND_LAB_MEMBERS"
+    )]
+    members: Option<usize>,
     /// Random loss on every link, in percent
     #[arg(
         long,
@@ -185,8 +208,17 @@ pub(crate) struct Scenario {
     pub(crate) report: Option<PathBuf>,
     pub(crate) json: bool,
     pub(crate) mode: Mode,
+    pub(crate) groups: Option<GroupOptions>,
     /// The options that choose the world, for a command that replays it.
     pub(crate) world: String,
+}
+
+/// Groups that are sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GroupOptions {
+    pub(crate) groups: usize,
+    /// Of each.
+    pub(crate) members: usize,
 }
 
 /// What is done in the world.
@@ -260,6 +292,7 @@ impl Scenario {
             report: args.report.clone(),
             json: args.json,
             mode,
+            groups: groups(args)?,
             world: world(args),
         })
     }
@@ -277,6 +310,12 @@ fn world(args: &LabArgs) -> String {
     if !args.regions.is_empty() {
         world += &format!(" --regions '{}'", args.regions.join(","));
     }
+    if let Some(groups) = args.groups {
+        world += &format!(" --groups {groups}");
+    }
+    if let Some(members) = args.members {
+        world += &format!(" --members {members}");
+    }
     if args.duration != DEFAULT_DURATION {
         world += &format!(" --duration {}", args.duration);
     }
@@ -287,6 +326,20 @@ fn world(args: &LabArgs) -> String {
         world += &format!(" --jitter {}", args.jitter);
     }
     world
+}
+
+fn groups(args: &LabArgs) -> anyhow::Result<Option<GroupOptions>> {
+    let Some(groups) = args.groups else {
+        return Ok(None);
+    };
+    if !(1..=1_000).contains(&groups) {
+        return Err(wrong("--groups must be from 1 to 1000"));
+    }
+    let members = args.members.unwrap_or(DEFAULT_MEMBERS);
+    if !(2..=10_000).contains(&members) {
+        return Err(wrong("--members must be from 2 to 10000"));
+    }
+    Ok(Some(GroupOptions { groups, members }))
 }
 
 fn mode(args: &LabArgs) -> anyhow::Result<Mode> {
@@ -377,8 +430,12 @@ impl fmt::Display for Scenario {
         let n = self.matrix.len();
         write!(
             f,
-            "{n} relays, {} pairs of clients, {:?} of {} time, matrix {}, seed {}",
+            "{n} relays, {} pairs of clients, {}{:?} of {} time, matrix {}, seed {}",
             n * (n - 1),
+            self.groups.map_or_else(String::new, |of| format!(
+                "{} groups of {} members, ",
+                of.groups, of.members
+            )),
             self.duration,
             if self.virtual_time { "virtual" } else { "real" },
             self.matrix_name,

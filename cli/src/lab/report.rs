@@ -7,7 +7,8 @@ use tradewind_routing::{BestPaths, CostMatrix, RttMatrix, best_paths};
 use tradewind_wan::DeliveryError;
 
 use super::{
-    ground::Applied, invariants::Violation, options::Scenario, record::Pair, steady::FlowGap,
+    ground::Applied, group_record::GroupSummary, invariants::Violation, options::Scenario,
+    record::Pair, steady::FlowGap,
 };
 
 /// Most transit relays of the optimum, as of the network's own paths.
@@ -25,7 +26,7 @@ pub(crate) struct Report {
     pub(crate) pairs: Vec<PairReport>,
     pub(crate) summary: Summary,
     pub(crate) faults: Vec<FaultReport>,
-    /// With --chaos: what did not hold of what must.
+    /// With --chaos or --groups: what did not hold of what must.
     pub(crate) violations: Vec<Violation>,
     pub(crate) run: RunReport,
 }
@@ -101,6 +102,9 @@ pub(crate) struct Summary {
     pub(crate) session_gap_ms_p99: Option<f64>,
     pub(crate) session_gap_ms_max: Option<f64>,
     pub(crate) session_flows: u64,
+    /// With --groups.
+    #[serde(flatten)]
+    pub(crate) groups: Option<GroupSummary>,
 }
 
 /// One fault, and the steady flows across it.
@@ -224,6 +228,8 @@ pub(super) struct Outcome {
     pub(super) delivery_error: Option<DeliveryError>,
     /// In order of time, as in the scenario.
     pub(super) faults: Vec<FaultOutcome>,
+    /// With --groups.
+    pub(super) groups: Option<GroupSummary>,
     pub(super) violations: Vec<Violation>,
 }
 
@@ -407,6 +413,7 @@ fn summary(pairs: &[PairReport], outcome: &Outcome) -> Summary {
         session_gap_ms_p99: gaps.session_gap_ms_p99,
         session_gap_ms_max: gaps.session_gap_ms_max,
         session_flows: gaps.session_flows,
+        groups: outcome.groups.clone(),
     }
 }
 
@@ -474,6 +481,7 @@ mod tests {
             packets: 7,
             delivery_error: None,
             faults: Vec::new(),
+            groups: None,
             violations: Vec::new(),
         };
         Report::new(&scenario, outcome, Duration::from_secs(3))
@@ -565,6 +573,7 @@ mod tests {
             packets: 0,
             delivery_error: None,
             faults: Vec::new(),
+            groups: None,
             violations: Vec::new(),
         };
         let scenario = Scenario {

@@ -241,3 +241,45 @@ fn losses_on_links_lose_media_and_no_message() {
     assert!(lost > 0, "3 % per link lose something");
     assert_eq!(report.run.duration_s, Duration::from_secs(6).as_secs_f64());
 }
+
+/// What groups must do whether something fails or not.
+fn groups_are_whole(report: &Report) -> &super::group_record::GroupSummary {
+    assert_eq!(report.violations, []);
+    let groups = report.summary.groups.as_ref().unwrap();
+    assert!(groups.group_messages_sent > 0 && groups.copies_minimum > 0);
+    assert_eq!(groups.copies_sent, groups.copies_minimum);
+    assert_eq!((groups.group_duplicates, groups.group_reordered), (0, 0));
+    groups
+}
+
+#[test]
+fn a_message_to_a_group_crosses_every_link_once_and_comes_to_all_members() {
+    let report = lab(&["--duration", "6s", "--groups", "4", "--members", "9"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    let groups = groups_are_whole(&report);
+    assert_eq!(groups.copies_excluded, 0);
+    assert_eq!(groups.group_messages_failed, 0);
+    assert_eq!(groups.group_deliveries, groups.group_deliveries_expected);
+    assert_eq!(groups.group_media_deliveries, groups.group_media_expected);
+    assert_eq!((groups.group_gaps, groups.group_fetches), (0, 0));
+    // Several members at one place cost one copy: four links lead to all places.
+    assert!(groups.copies_sent <= 4 * groups.group_messages_sent * 2);
+    assert!(groups.group_deliveries > groups.copies_sent);
+}
+
+#[test]
+fn members_of_a_killed_edge_fetch_what_they_missed() {
+    let report = lab(&[
+        "--duration",
+        "14s",
+        "--groups",
+        "4",
+        "--members",
+        "9",
+        "--kill",
+        "hong kong@4s",
+    ]);
+    let groups = groups_are_whole(&report);
+    assert!(groups.group_fetches > 0);
+    assert_eq!(groups.group_deliveries, groups.group_deliveries_expected);
+}

@@ -196,6 +196,7 @@ mod tests {
         let passage = Passage {
             relay: RelayIndex(relay),
             header,
+            relays: &[],
             payload: &payload(),
         };
         trails.note(relay.into(), Duration::from_millis(relay.into()), &passage);

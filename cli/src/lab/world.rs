@@ -11,6 +11,7 @@ use tradewind_wan::{Mode, Wan};
 use super::{
     acts::Acts,
     builder::Builder,
+    groups::{GroupWatch, Groups},
     invariants,
     options::{self, Scenario},
     record::Record,
@@ -30,6 +31,7 @@ pub(super) struct Watched {
     pub(super) record: Record,
     pub(super) steady: Steady,
     pub(super) trails: Trails,
+    pub(super) groups: GroupWatch,
     /// Network time at which measuring began.
     pub(super) started: OnceLock<Duration>,
     controller: Mutex<Controllers>,
@@ -55,6 +57,7 @@ impl Watched {
             record: Record::new(n),
             steady: Steady::new(n),
             trails: Trails::new(n),
+            groups: GroupWatch::new(&scenario.places),
             started: OnceLock::new(),
             controller: Mutex::default(),
         }
@@ -114,6 +117,7 @@ pub(super) fn run(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result
 async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Outcome> {
     let wan = &watched.wan;
     let (builder, traffic) = build(scenario, watched).await?;
+    let groups = Groups::gather(&builder).await?;
     let startup = wan.network_time();
     let _ = watched.started.set(startup);
     let acts = Acts::new(&builder, &traffic);
@@ -136,22 +140,30 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
             traffic.steady_between_all(invariants::PACE, end).await;
         }
     };
-    let (plan_updates, faults, (), plans, ()) = tokio::join!(
+    let to_groups = async {
+        if let Some(groups) = &groups {
+            groups.run().await;
+        }
+    };
+    let (plan_updates, faults, (), plans, (), ()) = tokio::join!(
         window,
         acts.play(&scenario.faults),
         traffic.run(),
         plans,
-        everybody
+        everybody,
+        to_groups
     );
     let last_media = wan.network_time().max(end + LAST_MEDIA);
     let paths = traffic.paths(watched.controller().as_ref()).await;
     wan.sleep_until(last_media).await;
     let faults = faults?;
-    let violations = if chaos {
+    let mut violations = if chaos {
         acts.invariants(&plans)
     } else {
         Vec::new()
     };
+    let groups = groups.map(|groups| groups.outcome(scenario, startup, &acts.ground()));
+    violations.extend(groups.iter().flat_map(|groups| groups.violations.clone()));
     Ok(Outcome {
         pairs: watched.record.all(),
         paths,
@@ -160,6 +172,7 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
         packets: wan.total_stats().sent,
         delivery_error: (wan.mode() == Mode::Real).then(|| wan.delivery_error()),
         faults: acts.judged(faults),
+        groups: groups.map(|groups| groups.summary),
         violations,
     })
 }

@@ -122,6 +122,7 @@ impl Core {
         for user in wanted {
             self.look_up(&user, now);
         }
+        self.move_groups(Some(number), now);
     }
 
     /// A session is over. What went over it goes over the others; `reason` is told when it was the
@@ -154,6 +155,7 @@ impl Core {
         let was_first = self.first == Some(number);
         if was_first {
             self.first = None;
+            self.move_groups(None, now);
         }
         if self.attachments.is_empty() && !self.closed {
             self.push_state(State::Reconnecting {

@@ -63,6 +63,9 @@ impl Core {
             header,
             payload,
         };
+        if header.group {
+            return self.on_group_packet(packet, now);
+        }
         match header.kind {
             Kind::Message => self.on_message_packet(packet, now),
             Kind::Media => self.on_media(packet, now),
@@ -116,17 +119,25 @@ impl Core {
         };
         let age = Duration::from_micros(u64::from(packet.header.age_us));
         match frame {
-            // Whoever knows the sender instance is the peer: no need to know its name.
+            // Of a lane to a group, only what comes from the group's own handle counts: its
+            // members know the sender instance.
             LaneFrame::Ack(ack) => {
-                if let Some(device) = self.by_sender.get(&ack.sender).cloned()
+                if self.is_group_way(packet.way()) {
+                    self.groups.on_ack(packet.header.handle, &ack, now);
+                    self.serve_groups(now);
+                } else if let Some(device) = self.by_sender.get(&ack.sender).cloned()
                     && let Some(entry) = self.send_entry(&device, ack.lane)
                 {
                     entry.lane.on_ack(&ack, now);
                     self.serve_send(&device, ack.lane);
                 }
             }
+            // Whoever knows the sender instance is the peer: no need to know its name.
             LaneFrame::Refuse(refuse) => {
-                if let Some(device) = self.by_sender.get(&refuse.sender).cloned()
+                if self.is_group_way(packet.way()) {
+                    self.groups.on_refuse(packet.header.handle, &refuse, now);
+                    self.serve_groups(now);
+                } else if let Some(device) = self.by_sender.get(&refuse.sender).cloned()
                     && let Some(entry) = self.send_entry(&device, refuse.lane)
                 {
                     entry.lane.on_refuse(&refuse, now);
@@ -235,6 +246,8 @@ impl Core {
         self.stats.media_received += 1;
         let dropped = self.inbox.push_media(Media {
             from,
+            group: None,
+            layer: 0,
             handle: header.handle,
             session,
             flow: header.flow,

@@ -116,8 +116,14 @@ impl Core {
                             _ => Err(LookupError::Offline),
                         });
                     }
-                    None => {}
+                    Some(Ask::Group(_)) | None => {}
                 }
+            }
+            body @ (edge_message::Body::GroupResult(_)
+            | edge_message::Body::GroupSource(_)
+            | edge_message::Body::GroupFetched(_)
+            | edge_message::Body::GroupHead(_)) => {
+                self.on_group_control(session, message.reply_to, body, now);
             }
             edge_message::Body::Peer(peer) => {
                 let way = WayKey {
@@ -140,7 +146,9 @@ impl Core {
                 if self.first == Some(session) {
                     self.welcome.expires_unix_s = refreshed.expires_unix_s;
                 }
-                if !refreshed.error.is_empty() {
+                if refreshed.error.is_empty() {
+                    self.group_token_changed(session, now);
+                } else {
                     tracing::warn!(error = refreshed.error, "the edge refused the fresh token");
                 }
             }
@@ -525,6 +533,9 @@ impl Core {
 
     /// The peer's session at the end of a way is over.
     fn on_gone(&mut self, way: WayKey, now: Instant) {
+        if self.is_group_way(way) {
+            return self.on_group_gone(way.handle, now);
+        }
         let attachment = self.attachments.get_mut(&way.session);
         let Some(entry) = attachment.and_then(|a| a.handles.get_mut(&way.handle)) else {
             return;
@@ -557,6 +568,9 @@ impl Core {
             | rejected::Reason::NoWay
             | rejected::Reason::Unspecified => Trouble::Congested,
         };
+        if self.is_group_way(way) {
+            return self.on_group_rejected(rejected, trouble, now);
+        }
         let attachment = self.attachments.get(&session);
         let Some(handle) = attachment.and_then(|a| a.handles.get(&way.handle)) else {
             return;

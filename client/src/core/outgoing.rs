@@ -120,7 +120,13 @@ impl Core {
     }
 
     /// Gives a lane its turn on a message stream of a session.
-    fn queue_turn(&mut self, session: u64, stream: usize, key: LaneKey, before_others: bool) {
+    pub(super) fn queue_turn(
+        &mut self,
+        session: u64,
+        stream: usize,
+        key: LaneKey,
+        before_others: bool,
+    ) {
         if let Some(attachment) = self.attachments.get_mut(&session) {
             match before_others {
                 true => attachment.ready[stream].push_front(key),
@@ -203,6 +209,14 @@ impl Core {
                     let before = std::mem::replace(&mut entry.timer, next);
                     self.set_timer(Timer::Lane(LaneKey::Receive(key)), before, next);
                 }
+                LaneKey::Group(group, lane) => {
+                    if let Some((handle, class, frame)) =
+                        self.next_group_frame(session, &group, lane, now)
+                    {
+                        bytes += push_frame(&mut frames, handle, class, &frame);
+                        self.queue_turn(session, stream, LaneKey::Group(group, lane), false);
+                    }
+                }
                 LaneKey::Notice(handle, frame) => {
                     let header = header_for(handle, Class::Message, 0, 0);
                     bytes += push_packet(&mut frames, header, &[&frame], Bytes::new());
@@ -234,6 +248,7 @@ impl Core {
             self.wakes.events = true;
             self.inbox.push_message(crate::Message {
                 from: key.user.clone(),
+                group: None,
                 lane: key.lane,
                 payload: received.payload,
                 age: received.age,
@@ -318,7 +333,7 @@ impl Core {
     }
 }
 
-const fn stream_of(lane: u32) -> usize {
+pub(super) const fn stream_of(lane: u32) -> usize {
     lane as usize % STREAMS
 }
 

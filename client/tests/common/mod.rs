@@ -2,6 +2,8 @@
 //! routes, and does what tests ask of it: lose, hide, refuse, drain.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
 
+mod groups;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -49,6 +51,7 @@ struct State {
     directory: BTreeMap<String, u32>,
     edges: Vec<EdgeAddr>,
     dice: u64,
+    groups: groups::Groups,
     pub knobs: Knobs,
     pub seen: Seen,
 }
@@ -70,6 +73,10 @@ pub struct Knobs {
     pub denied: BTreeSet<String>,
     /// The largest message, in bytes.
     pub max_message: Option<u64>,
+    /// Percent of message packets to groups that a member's edge has no room for.
+    pub group_loss: u64,
+    /// Nobody holds any more what was sent to groups.
+    pub forgotten: bool,
 }
 
 /// What the network has seen.
@@ -78,6 +85,9 @@ pub struct Seen {
     pub hellos: Vec<(usize, String)>,
     pub byes: Vec<String>,
     pub lookups: Vec<String>,
+    /// User, group, layers.
+    pub joins: Vec<(String, String, u32)>,
+    pub fetches: usize,
 }
 
 struct Session {
@@ -237,6 +247,7 @@ impl Net {
                         state.seen.byes.push(user);
                         connection.close((CloseCode::Done as u32).into(), b"bye");
                     }
+                    (body, Some(me)) => self.group_request(&host, me, id, body),
                     other => panic!("not expected: {other:?}"),
                 }
             }
@@ -353,16 +364,15 @@ impl Net {
 
     /// Takes a packet from a session to the one it is for.
     fn carry(&self, host: &Arc<dyn Host>, from: u32, packet: Bytes) {
-        let mut state = self.state.lock().unwrap();
         let mut header = AccessHeader::decode(&packet).unwrap();
         let mut payload = packet.slice(AccessHeader::LEN..);
+        if header.handle >= groups::GROUP_HANDLE {
+            return self.carry_to_group(host, from, header, payload);
+        }
+        let mut state = self.state.lock().unwrap();
         let is_message = header.kind == Kind::Message;
-        state.dice = state
-            .dice
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        let dice = (state.dice >> 33) % 100;
-        if is_message && dice < state.knobs.loss {
+        let loss = state.knobs.loss;
+        if state.happens(loss) && is_message {
             return;
         }
         let Some(sender) = state.sessions.get(&from) else {
@@ -431,6 +441,17 @@ impl Net {
             out.extend_from_slice(&payload);
             let _ = receiver.connection.send_datagram(out.freeze());
         }
+    }
+}
+
+impl State {
+    /// So many percent of the time.
+    fn happens(&mut self, percent: u64) -> bool {
+        self.dice = self
+            .dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.dice >> 33) % 100 < percent
     }
 }
 

@@ -112,10 +112,7 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             expected_relays: None,
-            planner: PlannerConfig {
-                out_trees: false,
-                ..PlannerConfig::default()
-            },
+            planner: PlannerConfig::default(),
             weights: CostWeights::default(),
             interval: Duration::from_millis(250),
             gather: Duration::from_millis(10),

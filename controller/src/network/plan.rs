@@ -1,12 +1,16 @@
 //! A plan: what is in force, what each relay is told of it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tradewind_proto::{
     PlanId, RelayIndex,
     control::{
-        Backup, ControllerToRelay, PlanPart, ProfileTable, RelayInfo, Selector, TreeTable,
-        controller_to_relay as to_relay,
+        Backup, ControllerToRelay, OutHop, OutTreePart, PlanPart, ProfileTable, RelayInfo,
+        Selector, TreeTable, controller_to_relay as to_relay,
     },
 };
 use tradewind_routing::{CostMatrix, PlanTables, TreeRules};
@@ -17,6 +21,9 @@ use super::{
     registry::Registry,
     rules::Forbidden,
 };
+
+/// The profile whose costs out-trees go by: realtime.
+const OUT_TREE_PROFILE: usize = 0;
 
 /// An immutable set of forwarding tables for all relays. Clones share what is large.
 #[derive(Debug, Clone)]
@@ -273,6 +280,45 @@ impl Plan {
         Some(path)
     }
 
+    /// Where `own` sends a packet on that entered at `origin` and goes to groups with members at `to`;
+    /// `None` where it does not pass `own`, or no out-tree knows a way.
+    fn out_hop(&self, origin: usize, own: usize, to: usize) -> Option<usize> {
+        if let Some(direct) = &self.direct[OUT_TREE_PROFILE]
+            && direct.has(origin, to)
+        {
+            return (own == origin).then_some(to);
+        }
+        let tree = self.tables.out_trees.get(origin)?;
+        if own >= tree.len() || to >= tree.len() {
+            return None;
+        }
+        let hop = tree.next_hop(own, to)?;
+        let allowed = hop == to || self.may_cross(OUT_TREE_PROFILE, 0, hop);
+        (allowed && self.knows(RelayIndex(hop as u16))).then_some(hop)
+    }
+
+    /// The tree along which what enters at `origin` goes to groups: who receives from whom. Relays
+    /// that no out-tree leads to receive by the direct link.
+    pub(super) fn out_tree(&self, origin: RelayIndex) -> Option<Vec<(usize, usize)>> {
+        if !self.knows(origin) {
+            return None;
+        }
+        let origin = origin.as_usize();
+        let members = self.member_indices().into_iter().filter(|&to| to != origin);
+        let parent = |to: usize| {
+            let mut at = origin;
+            // No deeper than there are relays: trees are acyclic.
+            for _ in 0..self.len() {
+                match self.out_hop(origin, at, to) {
+                    Some(hop) if hop != to => at = hop,
+                    _ => break,
+                }
+            }
+            (to, at)
+        };
+        Some(members.map(parent).collect())
+    }
+
     /// The weights of the trees for a pair, of which the sum is not 0; `None`: all on tree 0.
     pub(super) fn weights(&self, profile: usize, from: usize, to: usize) -> Option<[u8; 4]> {
         let tables = &self.tables.profiles[profile];
@@ -427,6 +473,9 @@ impl Plan {
             .iter()
             .map(|rules| self.crossable(rules))
             .collect();
+        if profile == OUT_TREE_PROFILE {
+            table.out_trees = self.out_trees_for(own);
+        }
         for rules in 0..tables.backups.len() {
             let backups = self.backups_for(own, profile, rules);
             match rules {
@@ -435,6 +484,37 @@ impl Plan {
             }
         }
         table
+    }
+
+    /// For each origin of which packets to groups pass `own`: to whom it sends them on.
+    fn out_trees_for(&self, own: usize) -> Vec<OutTreePart> {
+        let members = self.member_indices();
+        let passes = |origin: usize| {
+            let tree = self.tables.out_trees.get(origin);
+            own == origin
+                || tree.is_some_and(|tree| {
+                    (0..tree.len()).any(|relay| tree.previous_hop(relay) == Some(own))
+                })
+        };
+        let origins = members.iter().filter(|&&origin| passes(origin));
+        let parts = origins.filter_map(|&origin| {
+            let mut hops: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+            for &to in members.iter().filter(|&&to| to != origin && to != own) {
+                if let Some(hop) = self.out_hop(origin, own, to) {
+                    hops.entry(hop).or_default().push(to as u32);
+                }
+            }
+            let hop = |(next, destinations)| OutHop {
+                next: next as u32,
+                uplink: u32::from(self.uplink(OUT_TREE_PROFILE, own, next)),
+                destinations,
+            };
+            (!hops.is_empty()).then(|| OutTreePart {
+                origin: origin as u32,
+                hops: hops.into_iter().map(hop).collect(),
+            })
+        });
+        parts.collect()
     }
 
     /// A bit for each member.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tradewind_proto::{LinkKey, RelayIndex, Uplink};
+use tradewind_proto::{LinkKey, PlanId, RelayIndex, Uplink};
 
 use super::{
     Network, SampleView,
@@ -366,6 +366,23 @@ impl Network {
         let to = self.find(to)?;
         let plan = self.active.as_ref().ok_or(PathError::NoPlan)?;
         self.path_in(plan, from, to, 0, &self.present_costs(now))
+    }
+
+    /// The tree along which what enters at the relay `origin` goes to groups in a plan that relays
+    /// still hold: (relay, relay that it receives from), by name. `None` when there is no such plan or
+    /// relay.
+    #[must_use]
+    pub fn out_tree(&self, plan: PlanId, origin: &str) -> Option<Vec<(String, String)>> {
+        let coming = self.on_its_way.as_ref().map(|coming| &coming.plan);
+        let mut held = self.active.iter().chain(&self.older).chain(coming);
+        let plan = held.find(|held| held.id == plan)?;
+        let tree = plan.out_tree(self.registry.index_of(origin)?)?;
+        let name = |at: usize| self.registry.get(RelayIndex(at as u16)).name().to_owned();
+        Some(
+            tree.into_iter()
+                .map(|(to, from)| (name(to), name(from)))
+                .collect(),
+        )
     }
 
     /// One link now and over time.

@@ -125,7 +125,7 @@ impl ReceiveLane {
             age,
         };
         if data.sequence == self.next {
-            if self.ready_cost >= self.config.capacity {
+            if !self.has_room() {
                 self.ack_at = Some(now);
                 return;
             }
@@ -223,13 +223,33 @@ impl ReceiveLane {
         self.ready_cost + self.held_cost + partial
     }
 
+    /// The next segment that is waited for.
+    pub(super) const fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The first segment held beyond the next one.
+    pub(super) fn first_held(&self) -> Option<u64> {
+        self.held.first_key_value().map(|(sequence, _)| *sequence)
+    }
+
+    /// Whole messages that wait to be taken.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Whether the next segment would be kept.
+    pub(super) const fn has_room(&self) -> bool {
+        self.ready_cost < self.config.capacity
+    }
+
     fn window(&self) -> u32 {
         let free = self.config.capacity.saturating_sub(self.ready_cost);
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
     /// Whatever lies before `base` is not waited for any more.
-    fn advance_to(&mut self, base: u64, now: Instant) {
+    pub(super) fn advance_to(&mut self, base: u64, now: Instant) {
         if base <= self.next {
             return;
         }

@@ -10,20 +10,20 @@ use super::*;
 use crate::{Class, MAX_SEGMENT};
 
 const RECEIVER: u64 = 7;
-const SENDER: u64 = 9;
-const LANE: u32 = 3;
+pub(super) const SENDER: u64 = 9;
+pub(super) const LANE: u32 = 3;
 
-const fn ms(ms: u64) -> Duration {
+pub(super) const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
 #[allow(clippy::disallowed_methods)] // an origin for virtual time; its value means nothing
-fn origin() -> Instant {
+pub(super) fn origin() -> Instant {
     Instant::now()
 }
 
 /// SplitMix64 (Steele and others, 2014).
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
     fn next(&mut self) -> u64 {
@@ -34,11 +34,11 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    fn happens(&mut self, percent: u64) -> bool {
+    pub(super) fn happens(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
@@ -247,13 +247,13 @@ impl World {
 }
 
 /// The n-th message: its bytes say which it is.
-fn message(n: usize, length: usize) -> Bytes {
+pub(super) fn message(n: usize, length: usize) -> Bytes {
     let mut bytes = (n as u32).to_be_bytes().to_vec();
     bytes.resize(length.max(4), n as u8);
     bytes.into()
 }
 
-fn number(message: &Bytes) -> usize {
+pub(super) fn number(message: &Bytes) -> usize {
     u32::from_be_bytes(message[..4].try_into().unwrap()) as usize
 }
 

@@ -9,7 +9,7 @@ mod trace;
 pub use access::AccessHeader;
 pub use link::{Destination, LinkHeader, MAX_DEFLECTIONS, MAX_PASSED};
 pub use probe::{Probe, ProbeState};
-pub use relay_set::{MAX_SET_BYTES, RelaySet};
+pub use relay_set::{MAX_SET_BYTES, MAX_SET_LEN, RelaySet};
 pub use trace::{MAX_HOPS, Trace, TraceRecord};
 
 /// Version of both packet formats: the high four bits of the first byte.

@@ -142,12 +142,27 @@ proptest! {
         relays in prop::collection::btree_set(0_u16..1_024, 0..200),
     ) {
         let set: RelaySet = relays.iter().copied().map(RelayIndex).collect();
-        let mut bytes = Vec::new();
-        set.encode(&mut bytes).expect("1,024 relays always fit");
-        prop_assert!(bytes.len() <= 2 + MAX_SET_BYTES.min(2 * relays.len()));
-        let length = bytes.len();
-        bytes.extend_from_slice(b"what follows");
+        let mut bytes = vec![0xff; MAX_SET_LEN + 10];
+        let length = set.encode(&mut bytes).expect("1,024 relays always fit");
+        prop_assert!(length <= 2 + MAX_SET_BYTES.min(2 * relays.len()));
+        prop_assert_eq!(set.encoded_len(), Some(length));
         prop_assert_eq!(RelaySet::decode(&bytes), Ok((set, length)));
+    }
+
+    #[test]
+    fn a_relay_set_is_a_set(changes in prop::collection::vec((any::<bool>(), 0_u16..40), 0..100)) {
+        let (mut set, mut model) = (RelaySet::EMPTY, std::collections::BTreeSet::new());
+        for (insert, relay) in changes {
+            if insert {
+                prop_assert_eq!(set.insert(RelayIndex(relay)), model.insert(RelayIndex(relay)));
+            } else {
+                prop_assert_eq!(set.remove(RelayIndex(relay)), model.remove(&RelayIndex(relay)));
+            }
+            prop_assert!(set.iter().eq(model.iter().copied()));
+        }
+        set.retain(|relay| relay.0 % 3 == 0);
+        model.retain(|relay| relay.0 % 3 == 0);
+        prop_assert!(set.iter().eq(model.iter().copied()));
     }
 
     #[test]
@@ -205,8 +220,16 @@ fn what_a_probe_says_of_its_link_lies_where_it_is_documented() {
 fn a_relay_set_that_fits_neither_form_is_refused() {
     let set: RelaySet = (0..200).map(|i| RelayIndex(i * 300)).collect();
     assert_eq!(
-        set.encode(&mut Vec::new()),
+        set.encode(&mut [0; MAX_SET_LEN]),
         Err(HeaderError::Field("a relay set is too long"))
+    );
+    assert_eq!(set.encoded_len(), None);
+    let parts: Vec<RelaySet> = set.parts().collect();
+    assert!(parts.iter().all(|part| part.encoded_len().is_some()));
+    let all: RelaySet = parts.iter().flat_map(RelaySet::iter).collect();
+    assert_eq!(
+        (all.len(), &all),
+        (parts.iter().map(RelaySet::len).sum(), &set)
     );
 }
 

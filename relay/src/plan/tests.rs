@@ -1,4 +1,4 @@
-use tradewind_proto::control::{PlanName, RelayInfo, Selector};
+use tradewind_proto::control::{OutHop, OutTreePart, PlanName, RelayInfo, Selector};
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn part() -> PlanPart {
             weights: vec![0, 0, weights([1, 3, 0, 0])],
             restricted_backups: vec![backup(5, &[5], 2)],
             may_cross: vec![vec![0b111], vec![0], vec![0b010]],
-            ..Default::default()
+            out_trees: vec![out_tree(7, &[(5, &[2, 5])]), out_tree(2, &[(7, &[5, 7])])],
         }],
         selectors: vec![
             Selector {
@@ -241,4 +241,65 @@ fn a_part_that_contradicts_itself_is_refused() {
         let error = Plan::from_part(&bad).expect_err(reason).to_string();
         assert!(error.contains(reason), "{error} for {reason}");
     }
+}
+
+fn out_tree(origin: u32, hops: &[(u32, &[u32])]) -> OutTreePart {
+    OutTreePart {
+        origin,
+        hops: hops
+            .iter()
+            .map(|&(next, destinations)| OutHop {
+                next,
+                uplink: 1,
+                destinations: destinations.to_vec(),
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn what_goes_to_a_group_takes_the_out_tree_of_its_origin_or_the_tree_of_its_rules() {
+    let plan = Plan::from_part(&part()).expect("a good plan");
+    let next = |tree, origin, to| {
+        let hop = plan.hop_to_group(0, tree, RelayIndex(origin), RelayIndex(to));
+        hop.map(|hop| (hop.next.0, hop.uplink.0))
+    };
+    assert_eq!(next(0, 2, 5), Some((7, 1)));
+    assert_eq!(next(0, 7, 5), Some((5, 1)));
+    assert_eq!(next(0, 5, 7), None, "nothing of that origin comes by here");
+    assert_eq!(next(0, 999, 7), None);
+    // Tree 2 obeys rule set 2.
+    assert_eq!(next(2, 2, 5).map(|hop| hop.0), Some(7));
+    assert_eq!(next(2, 2, 7), None);
+    assert_eq!(plan.rules_for_group("bank", "staff"), 2);
+    assert_eq!(plan.rules_for_group("bank", "all"), 0);
+    assert_eq!(plan.rules_for_group("clinic", "all"), 2);
+    assert_eq!(plan.entry_to_group(2), (0, 2));
+}
+
+#[test]
+fn an_out_tree_that_contradicts_itself_is_refused() {
+    let refused = |change: fn(&mut ProfileTable)| {
+        let mut part = part();
+        change(&mut part.profiles[0]);
+        Plan::from_part(&part).is_err()
+    };
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(2, &[(7, &[7])]))));
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(5, &[(2, &[2, 7]), (7, &[7])]))));
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(5, &[(3, &[7])]))));
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(5, &[(7, &[3])]))));
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(3, &[(7, &[7])]))));
+    assert!(refused(|table| table
+        .out_trees
+        .push(out_tree(5, &[(7, &[5, 7])]))));
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use tradewind_proto::{
-    DropReason, Locator, RelayIndex, Uplink,
+    DropReason, GroupKey, Locator, RelayIndex, Uplink,
     control::rejected,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
 };
@@ -14,7 +14,7 @@ use tradewind_routing::LinkHealth;
 use super::{ConnKey, Shard, connection::Role};
 use crate::{
     flow::FlowHash,
-    forwarder::{self, Verdict},
+    forwarder::{self, Deflection, Verdict},
     packet::Packet,
     queue::Queued,
     watch::Passage,
@@ -39,24 +39,21 @@ impl Shard {
             watch(&Passage {
                 relay: self.tables.me,
                 header: &packet.header,
+                relays: packet.relays.relays(),
                 payload: &packet.payload(),
             });
         }
         self.send_on(packet, now);
     }
 
-    fn send_on(&mut self, mut packet: Packet, now: Instant) {
+    fn send_on(&mut self, packet: Packet, now: Instant) {
         let tables = self.tables.clone();
         let target = match packet.header.destination {
-            Destination::Session(locator) => Some(locator.relay),
-            _ => None,
+            Destination::Session(locator) => locator.relay,
+            Destination::Group(group) => return self.send_on_to_group(group, packet, now),
         };
         let verdict = forwarder::route(&packet.header, &tables, |relay| {
-            if target == Some(relay) {
-                self.neighbour(relay)
-            } else {
-                self.transit_over(relay)
-            }
+            self.on_the_way(relay, target)
         });
         match verdict {
             Verdict::Local(locator) if locator.is_relay_itself() => self.for_relay(packet, now),
@@ -66,29 +63,7 @@ impl Shard {
                 uplink,
                 deflected,
             } => {
-                let header = &mut packet.header;
-                if header.sender.relay != tables.me && !header.pass(tables.me) {
-                    self.metrics.count_drop(DropReason::HopLimit);
-                    return;
-                }
-                header.hop_limit -= 1;
-                if header.plan != tables.active && tables.plan(header.plan).is_none() {
-                    self.metrics.unknown_plans.inc();
-                }
-                if let Some(reason) = deflected {
-                    header.deflections += 1;
-                    packet.deflected = true;
-                    self.metrics.count_deflection(reason);
-                }
-                let Some((uplink, key)) = self.link_to(next, uplink) else {
-                    self.metrics.count_drop(DropReason::NoWay);
-                    return;
-                };
-                packet.header.uplink = uplink.0;
-                if packet.header.kind != Kind::Control {
-                    self.link_carries(key, now);
-                }
-                self.enqueue(key, Queued { packet, handle: 0 }, now);
+                self.send_over(next, uplink, deflected, packet, now);
             }
             Verdict::Drop(reason) => {
                 self.metrics.count_drop(reason);
@@ -97,6 +72,71 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Sends a packet to a group on: a copy to each neighbour behind which some of its relays are, and
+    /// one to the members here.
+    fn send_on_to_group(&mut self, group: GroupKey, packet: Packet, now: Instant) {
+        let tables = self.tables.clone();
+        let mut split = std::mem::take(&mut self.split);
+        forwarder::split(
+            &packet.header,
+            &packet.relays,
+            &tables,
+            |relay, target| self.on_the_way(relay, target),
+            &mut split,
+        );
+        for copy in split.copies.drain(..) {
+            for relays in copy.relays.parts() {
+                let mut packet = packet.clone();
+                packet.relays = relays;
+                self.metrics.groups.copies.inc();
+                self.send_over(copy.next, copy.uplink, copy.deflected, packet, now);
+            }
+        }
+        for &(_, reason) in &split.dropped {
+            self.metrics.count_drop(reason);
+        }
+        let local = split.local;
+        self.split = split;
+        if local {
+            self.for_group(group, packet, now);
+        }
+    }
+
+    /// Hands a packet to the link to `next`.
+    fn send_over(
+        &mut self,
+        next: RelayIndex,
+        uplink: Uplink,
+        deflected: Option<Deflection>,
+        mut packet: Packet,
+        now: Instant,
+    ) {
+        let me = self.tables.me;
+        let header = &mut packet.header;
+        if header.sender.relay != me && !header.pass(me) {
+            self.metrics.count_drop(DropReason::HopLimit);
+            return;
+        }
+        header.hop_limit -= 1;
+        if header.plan != self.tables.active && self.tables.plan(header.plan).is_none() {
+            self.metrics.unknown_plans.inc();
+        }
+        if let Some(reason) = deflected {
+            header.deflections += 1;
+            packet.deflected = true;
+            self.metrics.count_deflection(reason);
+        }
+        let Some((uplink, key)) = self.link_to(next, uplink) else {
+            self.metrics.count_drop(DropReason::NoWay);
+            return;
+        };
+        packet.header.uplink = uplink.0;
+        if packet.header.kind != Kind::Control {
+            self.link_carries(key, now);
+        }
+        self.enqueue(key, Queued { packet, handle: 0 }, now);
     }
 
     /// Puts a packet into the queue of a connection.
@@ -184,6 +224,15 @@ impl Shard {
             packet.take_back(me);
             self.metrics.requeued.inc();
             self.send_on(packet, now);
+        }
+    }
+
+    /// How it stands with another relay, as the next one on the way to `target`.
+    fn on_the_way(&self, relay: RelayIndex, target: RelayIndex) -> LinkHealth {
+        if relay == target {
+            self.neighbour(relay)
+        } else {
+            self.transit_over(relay)
         }
     }
 

@@ -9,6 +9,7 @@
 mod connection;
 mod endpoints;
 mod forward;
+mod groups;
 mod link;
 mod plan_use;
 mod probing;
@@ -41,6 +42,7 @@ pub(crate) use self::endpoints::{ConnKey, LinkPort, Port, PortTraits};
 use self::{
     connection::{Input, Role},
     endpoints::Endpoints,
+    groups::Groups,
     link::{Peer, PeerKey},
     plan_use::PlanUse,
     requests::Request,
@@ -48,6 +50,8 @@ use self::{
 };
 use crate::{
     directory::{self, Directory, RENEWAL, Whereabouts},
+    forwarder::Split,
+    groups::GroupSettings,
     metrics::Metrics,
     tables::Tables,
 };
@@ -76,6 +80,7 @@ enum TimerKey {
     Report,
     ReportSoon,
     Renewal,
+    Groups(groups::Timer),
 }
 
 /// Limits that the operator sets.
@@ -83,6 +88,7 @@ enum TimerKey {
 pub(crate) struct Limits {
     /// Client sessions at a time.
     pub(crate) max_sessions: usize,
+    pub(crate) groups: GroupSettings,
 }
 
 /// What a shard needs to begin.
@@ -194,6 +200,9 @@ pub(crate) struct Shard {
     /// Users and SDK instances of sessions elsewhere.
     identities: FxHashMap<Locator, (UserKey, u64)>,
     told_gone: BTreeMap<(Locator, Locator), Instant>,
+    groups: Groups,
+    /// Where the packet to a group that is being forwarded goes.
+    split: Split,
     /// From when on edges have told this home of all sessions: it knows who is nowhere.
     homes_warm_at: Instant,
     /// Others are warned until then that links of this relay are only coming up.
@@ -257,6 +266,8 @@ impl Shard {
             lookups: FxHashMap::default(),
             identities: FxHashMap::default(),
             told_gone: BTreeMap::new(),
+            groups: Groups::new(config.limits.groups, now, wall),
+            split: Split::default(),
             homes_warm_at: now + directory::COLD_START,
             settling_until: None,
             epoch: now,
@@ -424,6 +435,7 @@ impl Shard {
         self.plan_use = PlanUse::of(self.tables.plans_in_use().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
+            self.move_groups(homes(&before), now >= self.homes_warm_at, now);
             self.homes_warm_at = self.homes_warm_at.max(now + directory::WARM_UP);
             self.announce_all(now);
         }
@@ -530,6 +542,7 @@ impl Shard {
                 (Port::Link(_), Input::Control(frame)) => self.link_control(key, &frame, now),
             }
         }
+        any |= self.flush_groups(now);
         while let Some(message) = self.own_messages.pop_front() {
             any = true;
             let me = self.tables.me;
@@ -615,11 +628,14 @@ impl Shard {
                 self.report_links(now);
                 self.close_expired(now);
                 self.sweep_requests(now);
+                self.sweep_groups(now);
                 self.timers.push(now + report::PERIOD, TimerKey::Report);
             }
             TimerKey::ReportSoon => self.report_due(now),
+            TimerKey::Groups(timer) => self.groups_due(timer, now),
             TimerKey::Renewal => {
                 self.announce_all(now);
+                self.renew_groups(now);
                 self.directory.sweep(now);
                 let users = self.directory.len();
                 self.metrics.directory_users.set(users as i64);

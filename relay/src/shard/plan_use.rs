@@ -50,6 +50,11 @@ impl PlanUse {
                 }
             }
         }
+        for hop in table.out_trees.iter().flat_map(|tree| &tree.hops) {
+            if let Some(next) = relay_index(hop.next) {
+                *self.destinations.entry(next).or_default() += hop.destinations.len();
+            }
+        }
         let everybodys = table.backups.iter().map(|backup| (0, backup));
         let restricted = table.restricted_backups.iter();
         for (rules, backup) in everybodys.chain(restricted.map(|backup| (backup.rules, backup))) {
@@ -71,7 +76,7 @@ fn first_beside(backup: &Backup, next: RelayIndex) -> Option<RelayIndex> {
 
 #[cfg(test)]
 mod tests {
-    use tradewind_proto::control::{RelayInfo, TreeTable};
+    use tradewind_proto::control::{OutHop, OutTreePart, RelayInfo, TreeTable};
 
     use super::*;
 
@@ -120,6 +125,21 @@ mod tests {
         let plan_use = PlanUse::of([&part(|_| ())]);
         assert_eq!(destinations(&plan_use), [1, 2, 1, 0, 0]);
         assert_eq!(backups(&plan_use), [(1, 2, 1)]);
+    }
+
+    #[test]
+    fn the_links_that_groups_packets_take_matter() {
+        let part = part(|table| {
+            table.out_trees.push(OutTreePart {
+                origin: 2,
+                hops: vec![OutHop {
+                    next: 4,
+                    destinations: vec![3, 4],
+                    ..Default::default()
+                }],
+            });
+        });
+        assert_eq!(destinations(&PlanUse::of([&part])), [1, 2, 1, 0, 2]);
     }
 
     #[test]

@@ -357,6 +357,9 @@ impl Shard {
         now: Instant,
     ) {
         use relay_message::Body;
+        let Some(message) = self.on_group_message(from, message, now) else {
+            return;
+        };
         let id = message.id;
         match message.body {
             Some(Body::Announce(announce)) => {

@@ -1,5 +1,6 @@
 //! Client sessions: token, handles, beginning and end. What goes through them is in [`packets`].
 
+mod groups;
 mod packets;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
@@ -53,6 +55,7 @@ pub(crate) struct Session {
     allowance: (f64, Instant),
     /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
     rules: [(PlanId, u8); 2],
+    groups: groups::SessionGroups,
 }
 
 /// What is known of a session once its token has been verified.
@@ -183,6 +186,7 @@ impl Shard {
             resting: VecDeque::new(),
             allowance: (f64::MAX, now),
             rules: [(PlanId::NONE, 0); 2],
+            groups: groups::SessionGroups::default(),
         }))
     }
 
@@ -220,6 +224,19 @@ impl Shard {
             }
             client_message::Body::RefreshToken(refresh) if ready => {
                 self.refresh(key, id, &refresh.token);
+                self.leave_denied_groups(key, now);
+            }
+            client_message::Body::JoinGroup(join) if ready => {
+                self.join_group(key, id, &join, now);
+            }
+            client_message::Body::LeaveGroup(leave) if ready => {
+                self.leave_group(key, id, &leave, now);
+            }
+            client_message::Body::LookupGroup(lookup) if ready => {
+                self.look_group_up(key, id, &lookup, now);
+            }
+            client_message::Body::FetchGroup(fetch) if ready => {
+                self.fetch_from_group(key, id, &fetch, now);
             }
             client_message::Body::Bye(_) => self.close(key, CloseCode::Done, "bye", now),
             _ if ready => {}
@@ -499,7 +516,11 @@ impl Shard {
             reply_to,
             body: Some(body),
         });
-        let now = self.now;
+        self.tell_framed(key, frame, self.now);
+    }
+
+    /// The same, of a message that is framed already.
+    pub(super) fn tell_framed(&mut self, key: ConnKey, frame: Bytes, now: Instant) {
         let Some(conn) = self.conn_mut(key) else {
             return;
         };
@@ -532,6 +553,7 @@ impl Shard {
             slot,
             generation,
         };
+        self.leave_all_groups(key, now);
         let user = self.session(key).and_then(Session::user).cloned();
         if let Some(user) = user {
             self.withdraw(&user, locator, now);

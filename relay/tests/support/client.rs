@@ -93,7 +93,7 @@ impl TestClient {
         }
     }
 
-    async fn answer(&mut self, id: u32) -> Option<edge_message::Body> {
+    pub async fn answer(&mut self, id: u32) -> Option<edge_message::Body> {
         loop {
             let message = self.news().await?;
             if message.reply_to == id {

@@ -5,18 +5,23 @@
 
 mod client;
 mod controller;
+mod groups;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tradewind_host::Host;
-use tradewind_proto::token::Claims;
-use tradewind_relay::{Placement, Relay, RelaySettings, StartError};
+use tradewind_proto::{
+    control::{Activate, PlanName},
+    token::Claims,
+};
+use tradewind_relay::{GroupSettings, Placement, Relay, RelaySettings, StartError};
 use tradewind_trust::{Ca, TokenSigner};
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
 
 pub use self::{
     client::{TestClient, header},
     controller::FakeController,
+    groups::{Inbox, Received, data, skip},
 };
 
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -121,7 +126,8 @@ impl World {
             identity,
             roots: self.ca.roots(),
             state_file: None,
-            max_sessions: 100,
+            max_sessions: 1_000,
+            groups: GroupSettings::default(),
             latitude: 0.0,
             longitude: 0.0,
         };
@@ -146,6 +152,19 @@ impl World {
     /// Gives all relays a plan and activates it. `next_hops[relay][destination]`.
     pub async fn plan(&self, number: u32, next_hops: &[&[u32]], backups: &[(u32, &[u32])]) {
         self.controller.plan(number, next_hops, backups);
+        self.stamped(number).await;
+    }
+
+    /// Has all relays stamp a plan that they hold.
+    pub async fn activate(&self, number: u32) {
+        self.controller.activate(&Activate {
+            plan: Some(PlanName { epoch: 1, number }),
+            ..Default::default()
+        });
+        self.stamped(number).await;
+    }
+
+    async fn stamped(&self, number: u32) {
         for _ in 0..100 {
             let wanted = format!("1.{number}");
             if self.relays.iter().all(|r| r.plan().active == wanted) {

@@ -31,6 +31,40 @@ fn packets_take_the_detour_as_soon_as_all_links_are_measured() {
 }
 
 #[test]
+fn relays_are_told_their_parts_of_the_out_trees() {
+    let world = World::running(triangle());
+    let id = world.network.active_plan().expect("it has been planned");
+    let tree = |origin: &str| world.network.out_tree(id, origin);
+    let pairs = |list: &[(&str, &str)]| {
+        let owned = |&(to, from): &(&str, &str)| (to.to_owned(), from.to_owned());
+        Some(list.iter().map(owned).collect::<Vec<_>>())
+    };
+    let over_relay_1 = [("relay-1", "relay-0"), ("relay-2", "relay-1")];
+    assert_eq!(tree("relay-0"), pairs(&over_relay_1));
+    let over_relay_1 = [("relay-0", "relay-1"), ("relay-1", "relay-2")];
+    assert_eq!(tree("relay-2"), pairs(&over_relay_1));
+    assert_eq!(tree("nobody"), None);
+    assert_eq!(world.network.out_tree(PlanId::NONE, "relay-0"), None);
+    // By relay and origin: next hops and who is behind them.
+    let told = |relay: usize| {
+        let tables = &world.relays[relay].parts[&id].profiles;
+        assert!(tables[1..].iter().all(|table| table.out_trees.is_empty()));
+        let hops = tables[0].out_trees.iter().flat_map(|tree| {
+            let hops = tree.hops.iter();
+            hops.map(|hop| (tree.origin, hop.next, hop.destinations.clone()))
+        });
+        hops.collect::<Vec<_>>()
+    };
+    assert_eq!(told(0), [(0, 1, vec![1, 2])]);
+    let own = [(1, 0, vec![0]), (1, 2, vec![2])];
+    assert_eq!(
+        told(1),
+        [&[(0, 2, vec![2])][..], &own, &[(2, 0, vec![0])]].concat()
+    );
+    assert_eq!(told(2), [(2, 1, vec![0, 1])]);
+}
+
+#[test]
 fn a_link_that_is_slow_in_one_direction_only_is_left_in_that_direction_only() {
     // 60 ms there, 140 ms back, which no clock can tell by itself; by way of the third 100 ms.
     let world = World::running(vec![

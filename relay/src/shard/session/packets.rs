@@ -9,7 +9,7 @@ use tradewind_proto::{
     packet::{AccessHeader, Destination, Kind, LinkHeader, MAX_PASSED},
 };
 
-use super::{ConnKey, Role, Shard};
+use super::{ConnKey, Role, Shard, groups};
 use crate::{flow::FlowHash, forwarder::HOP_LIMIT, packet::Packet, queue::Queued};
 
 /// Bytes that the lane's own header may add to a segment.
@@ -32,6 +32,9 @@ impl Shard {
             Ok(access) => access,
             Err(error) => return self.count_bad_header(error),
         };
+        if groups::is_of_group(access.handle) {
+            return self.group_packet(key, &access, raw, reliable, now);
+        }
         match self.admit(key, &access, raw.len(), reliable, now) {
             Ok((sender, destination, leg)) => {
                 self.metrics.count_ingress(access.class);
@@ -68,26 +71,35 @@ impl Shard {
                 };
                 self.forward(Packet::new(header, raw, AccessHeader::LEN, now), now);
             }
-            Err(reason) => {
-                self.metrics.count_drop(reason);
-                if access.kind == Kind::Message {
-                    let reason = match reason {
-                        DropReason::Denied => rejected::Reason::Denied,
-                        DropReason::TooLarge => rejected::Reason::TooLarge,
-                        DropReason::UnknownHandle => rejected::Reason::UnknownHandle,
-                        DropReason::RateLimited => rejected::Reason::QueueFull,
-                        DropReason::SessionGone => {
-                            let gone = Gone {
-                                handle: access.handle,
-                            };
-                            return self.tell(key, 0, edge_message::Body::Gone(gone));
-                        }
-                        _ => return,
-                    };
-                    self.tell_rejected(key, reason, access.handle, access.flow, access.sequence);
-                }
-            }
+            Err(reason) => self.refuse_packet(key, &access, reason),
         }
+    }
+
+    /// A client's packet is not taken; of one on a lane it is told so.
+    pub(super) fn refuse_packet(
+        &mut self,
+        key: ConnKey,
+        access: &AccessHeader,
+        reason: DropReason,
+    ) {
+        self.metrics.count_drop(reason);
+        if access.kind != Kind::Message {
+            return;
+        }
+        let reason = match reason {
+            DropReason::Denied => rejected::Reason::Denied,
+            DropReason::TooLarge => rejected::Reason::TooLarge,
+            DropReason::UnknownHandle => rejected::Reason::UnknownHandle,
+            DropReason::RateLimited | DropReason::QueueFull => rejected::Reason::QueueFull,
+            DropReason::SessionGone => {
+                let gone = Gone {
+                    handle: access.handle,
+                };
+                return self.tell(key, 0, edge_message::Body::Gone(gone));
+            }
+            _ => return,
+        };
+        self.tell_rejected(key, reason, access.handle, access.flow, access.sequence);
     }
 
     /// Whether a client may send a packet: from which locator, to which, and its own leg's delay.

@@ -1,0 +1,365 @@
+//! What members have missed: they are told so, and fetch it, from this edge or the sender's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use tradewind_proto::{
+    Class, GroupKey, RelayIndex,
+    control::{
+        FetchGroup, GroupFetch, GroupFetched, GroupHead, GroupReplay, edge_message,
+        relay_message::Body,
+    },
+};
+
+use super::{ConnKey, LaneKey, Shard, Timer, TimerKey, traffic::segment_of};
+use crate::groups::{Fetch, GroupId, Held, OriginAsk, Step};
+
+/// How often it is looked whether members have room again, and edges have answered.
+const TICK: Duration = Duration::from_millis(50);
+/// Fetches that one session may have open.
+const MAX_FETCHES: usize = 64;
+/// Segments and bytes that an edge sends another one at a time.
+const REPLAY_SEGMENTS: usize = 256;
+const REPLAY_BYTES: usize = 512 << 10;
+/// Lanes of which a session is told that it missed something; of others it sees by their next packet.
+const MAX_MISSED: usize = 1_024;
+
+/// What is to be made up for.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    missed: BTreeMap<ConnKey, BTreeSet<LaneKey>>,
+    fetches: BTreeMap<(ConnKey, LaneKey), Running>,
+    asks: BTreeMap<LaneKey, (RelayIndex, OriginAsk)>,
+    armed: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    reply_to: u32,
+    fetch: Fetch,
+    /// The sender's edge is being asked.
+    waits: bool,
+}
+
+impl Recovery {
+    /// A session has left a group, or ended.
+    pub(super) fn forget(&mut self, key: ConnKey, group: Option<GroupKey>) {
+        let of = |lane: &LaneKey| group.is_none_or(|group| lane.group == group);
+        if let Some(lanes) = self.missed.get_mut(&key) {
+            lanes.retain(|lane| !of(lane));
+        }
+        self.fetches
+            .retain(|(session, lane), _| *session != key || !of(lane));
+    }
+
+    fn is_idle(&self) -> bool {
+        self.missed.is_empty() && self.fetches.is_empty() && self.asks.is_empty()
+    }
+}
+
+impl Shard {
+    /// A member had no room for a segment.
+    pub(super) fn missed(&mut self, key: ConnKey, lane: LaneKey, now: Instant) {
+        let lanes = self.groups.recovery.missed.entry(key).or_default();
+        if lanes.len() < MAX_MISSED {
+            lanes.insert(lane);
+        }
+        self.recover_soon(now);
+    }
+
+    /// A member asks for segments again.
+    pub(in crate::shard) fn fetch_group(
+        &mut self,
+        key: ConnKey,
+        reply_to: u32,
+        group: GroupKey,
+        request: &FetchGroup,
+        now: Instant,
+    ) {
+        self.metrics.groups.fetches.inc();
+        let lane = LaneKey {
+            group,
+            sender: request.sender,
+            lane: request.lane,
+        };
+        let mut fetch = Fetch::new(lane, request.from, request.to);
+        let groups = &mut self.groups;
+        let member = groups
+            .known
+            .get(&group)
+            .is_some_and(|g| g.places.contains_key(&key));
+        let all = (
+            key,
+            LaneKey {
+                group: GroupKey(0),
+                sender: 0,
+                lane: 0,
+            },
+        )
+            ..=(
+                key,
+                LaneKey {
+                    group: GroupKey(u64::MAX),
+                    sender: u64::MAX,
+                    lane: u32::MAX,
+                },
+            );
+        let open = groups.recovery.fetches.range(all).count();
+        if !member || request.from > request.to || open >= MAX_FETCHES {
+            fetch = Fetch::new(lane, request.from, request.from.saturating_sub(1));
+        }
+        let origin = u16::try_from(request.origin).ok().map(RelayIndex);
+        let origin = origin
+            .filter(|&relay| relay != self.tables.me && self.tables.members.contains_key(&relay));
+        let lacking = fetch.not_held(&groups.windows).zip(origin);
+        if let Some((range, origin)) = lacking {
+            let ask = groups.recovery.asks.entry(lane);
+            let (_, ask) = ask.or_insert_with(|| (origin, OriginAsk::new(range, now)));
+            ask.widen(range);
+        }
+        let running = Running {
+            reply_to,
+            fetch,
+            waits: lacking.is_some(),
+        };
+        groups.recovery.fetches.insert((key, lane), running);
+        self.recover(now);
+    }
+
+    fn recover_soon(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.groups.recovery.armed, true) {
+            self.timers
+                .push(now + TICK, TimerKey::Groups(Timer::Recovery));
+        }
+    }
+
+    /// Asks edges, gives members what there is, tells those that have room again what they missed.
+    pub(super) fn recover(&mut self, now: Instant) {
+        self.groups.recovery.armed = false;
+        let lanes: Vec<LaneKey> = self.groups.recovery.asks.keys().copied().collect();
+        for lane in lanes {
+            self.ask_origin(lane, now);
+        }
+        let fetches = self.groups.recovery.fetches.iter();
+        let ready = fetches.filter(|(_, running)| !running.waits);
+        let ready: Vec<(ConnKey, LaneKey)> = ready.map(|(&at, _)| at).collect();
+        for (key, lane) in ready {
+            self.pump_fetch(key, lane, now);
+        }
+        let missed = std::mem::take(&mut self.groups.recovery.missed);
+        for (key, lanes) in missed {
+            match self.conn(key).filter(|conn| !conn.over) {
+                Some(conn) if conn.queue.has_room_for_messages() => {
+                    for lane in lanes {
+                        self.tell_head(key, lane);
+                    }
+                }
+                Some(_) => {
+                    self.groups.recovery.missed.insert(key, lanes);
+                }
+                None => {}
+            }
+        }
+        if !self.groups.recovery.is_idle() {
+            self.recover_soon(now);
+        }
+    }
+
+    fn ask_origin(&mut self, lane: LaneKey, now: Instant) {
+        let groups = &mut self.groups;
+        let Some((origin, ask)) = groups.recovery.asks.get_mut(&lane) else {
+            return;
+        };
+        let origin = *origin;
+        if ask.is_over(now) {
+            self.origin_said(lane, None, true);
+            return;
+        }
+        let next_id = &mut groups.next_id;
+        let next = || {
+            *next_id += 1;
+            *next_id
+        };
+        let Some((from, to)) = ask.due(next, now) else {
+            return;
+        };
+        let (id, Some(group)) = (ask.id, groups.known.get(&lane.group)) else {
+            self.origin_said(lane, None, true);
+            return;
+        };
+        let fetch = GroupFetch {
+            group: Some(group.id.message()),
+            sender: lane.sender,
+            lane: lane.lane,
+            from,
+            to,
+        };
+        self.send_control(origin, id, Body::GroupFetch(fetch), now);
+    }
+
+    /// Nothing more is to be had of a lane from its sender's edge.
+    fn origin_said(&mut self, lane: LaneKey, newest: Option<u64>, unreachable: bool) {
+        let recovery = &mut self.groups.recovery;
+        recovery.asks.remove(&lane);
+        for ((_, of), running) in &mut recovery.fetches {
+            if *of == lane && std::mem::take(&mut running.waits) {
+                running.fetch.origin_said(newest, unreachable);
+            }
+        }
+    }
+
+    /// Gives a member what it has asked for, as far as its queue takes it.
+    fn pump_fetch(&mut self, key: ConnKey, lane: LaneKey, now: Instant) {
+        while self
+            .conn(key)
+            .is_some_and(|conn| conn.queue.has_room_for_messages())
+        {
+            let groups = &mut self.groups;
+            let Some(running) = groups.recovery.fetches.get_mut(&(key, lane)) else {
+                return;
+            };
+            match running.fetch.step(&groups.windows) {
+                Step::Give(sequence) => self.give_again(key, lane, sequence, now),
+                Step::Done {
+                    from,
+                    to,
+                    missing,
+                    unreachable,
+                } => {
+                    let reply_to = running.reply_to;
+                    groups.recovery.fetches.remove(&(key, lane));
+                    let Some(group) = groups.known.get(&lane.group) else {
+                        return;
+                    };
+                    let fetched = GroupFetched {
+                        group: group.id.group.clone(),
+                        sender: lane.sender,
+                        lane: lane.lane,
+                        from,
+                        to,
+                        missing,
+                        unreachable,
+                    };
+                    return self.tell(key, reply_to, edge_message::Body::GroupFetched(fetched));
+                }
+            }
+        }
+    }
+
+    fn give_again(&mut self, key: ConnKey, lane: LaneKey, sequence: u64, now: Instant) {
+        let Some(packet) = self.held_packet(lane, sequence, now) else {
+            return;
+        };
+        let Some(handle) = self.handle_of_source(lane.group, packet.header.sender, now) else {
+            return;
+        };
+        let packet = packet.for_members(handle, self.tables.me, now);
+        self.give(key, packet, Some(lane), now);
+    }
+
+    /// Tells a member how far a lane of which it missed something has come.
+    fn tell_head(&mut self, key: ConnKey, lane: LaneKey) {
+        let groups = &self.groups;
+        let newest = groups.windows.newest(lane);
+        let held = newest.and_then(|newest| groups.windows.get(lane, newest).zip(Some(newest)));
+        let (Some((held, newest)), Some(group)) = (held, groups.known.get(&lane.group)) else {
+            return; // it is gone by now: the next packet will show the gap
+        };
+        let head = GroupHead {
+            group: group.id.group.clone(),
+            sender: lane.sender,
+            lane: lane.lane,
+            newest,
+            origin: u32::from(held.source.relay.0),
+        };
+        self.metrics.groups.heads.inc();
+        self.tell(key, 0, edge_message::Body::GroupHead(head));
+    }
+
+    /// Another edge asks for segments that entered here.
+    pub(super) fn on_group_fetch(
+        &mut self,
+        from: RelayIndex,
+        id: u64,
+        fetch: GroupFetch,
+        now: Instant,
+    ) {
+        let Some(group) = GroupId::parse(fetch.group) else {
+            return;
+        };
+        let lane = LaneKey {
+            group: group.key(),
+            sender: fetch.sender,
+            lane: fetch.lane,
+        };
+        let mut bytes = 0;
+        let replays: Vec<GroupReplay> = self
+            .groups
+            .windows
+            .range(lane, fetch.from, fetch.to)
+            .take(REPLAY_SEGMENTS)
+            .take_while(|(_, held)| {
+                let room = bytes < REPLAY_BYTES;
+                bytes += held.payload.len();
+                room
+            })
+            .map(|(_, held)| GroupReplay {
+                source: Some(held.source.into()),
+                class: held.class as u32,
+                age_us: held.age_at(now),
+                payload: held.payload.to_vec(),
+                ..GroupReplay::default()
+            })
+            .collect();
+        for replay in replays {
+            self.send_control(from, id, Body::GroupReplay(replay), now);
+        }
+        let newest = self.groups.windows.newest(lane);
+        let end = GroupReplay {
+            newest: newest.unwrap_or(0),
+            nothing: newest.is_none(),
+            ..GroupReplay::default()
+        };
+        self.send_control(from, id, Body::GroupReplay(end), now);
+    }
+
+    /// A segment from its sender's edge, or the end of them.
+    pub(super) fn on_group_replay(
+        &mut self,
+        from: RelayIndex,
+        id: u64,
+        replay: GroupReplay,
+        now: Instant,
+    ) {
+        let mut asks = self.groups.recovery.asks.iter_mut();
+        let Some((&lane, (origin, ask))) = asks.find(|(_, (_, ask))| ask.id == id) else {
+            return;
+        };
+        if *origin != from {
+            return;
+        }
+        if replay.payload.is_empty() {
+            let newest = (!replay.nothing).then_some(replay.newest);
+            if ask.end(newest) {
+                self.origin_said(lane, newest, false);
+            }
+            return self.recover(now);
+        }
+        let payload = replay.payload.into();
+        let source = replay.source.and_then(|source| source.locator());
+        let source = source.filter(|source| source.relay == from);
+        if let (Some(sequence), Some(source)) = (segment_of(lane, &payload), source) {
+            ask.got(sequence, now);
+            let held = Held {
+                payload,
+                class: Class::from_bits(replay.class as u8),
+                source,
+                arrived: now,
+                age_us: replay.age_us,
+            };
+            self.groups.windows.insert(lane, sequence, held);
+        }
+    }
+}
