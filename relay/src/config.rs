@@ -1,6 +1,7 @@
 //! The relay's configuration file and the flags over it.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -8,7 +9,7 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tradewind_relay::UplinkSettings;
+use tradewind_relay::{AppRates, UplinkSettings};
 use tradewind_service::{
     config::{ConfigError, HumanDuration, Rate, Secret, apply, load},
     exit::UsageError,
@@ -35,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) enrol_token_file: Option<PathBuf>,
     pub(crate) state_file: PathBuf,
     pub(crate) max_sessions: usize,
+    pub(crate) app_rate: Rate,
+    pub(crate) app_rates: BTreeMap<String, Rate>,
     pub(crate) drain: HumanDuration,
     pub(crate) latitude: f64,
     pub(crate) longitude: f64,
@@ -86,6 +89,8 @@ impl Default for Config {
             enrol_token_file: None,
             state_file: "/var/lib/tradewind-relay/plan.bin".into(),
             max_sessions: 10_000,
+            app_rate: Rate::default(),
+            app_rates: BTreeMap::new(),
             drain: HumanDuration(Duration::from_secs(10)),
             latitude: 0.0,
             longitude: 0.0,
@@ -177,6 +182,9 @@ pub(crate) struct ConfigArgs {
     /// Most client sessions at a time.
     #[arg(long, env = "TRADEWIND_RELAY_MAX_SESSIONS", value_name = "N")]
     max_sessions: Option<usize>,
+    /// What the sessions of one app may send together, such as 500Mbps; 0 is without limit.
+    #[arg(long, env = "TRADEWIND_RELAY_APP_RATE", value_name = "RATE")]
+    app_rate: Option<Rate>,
     /// How long clients have to leave when it is stopped.
     #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]
     drain: Option<HumanDuration>,
@@ -220,6 +228,7 @@ impl ConfigArgs {
         apply(&mut config.certificate_names, from.certificate_names);
         apply(&mut config.state_file, from.state_file);
         apply(&mut config.max_sessions, from.max_sessions);
+        apply(&mut config.app_rate, from.app_rate);
         apply(&mut config.drain, from.drain);
         apply(&mut config.latitude, from.latitude);
         apply(&mut config.longitude, from.longitude);
@@ -233,6 +242,17 @@ impl ConfigArgs {
 }
 
 impl Config {
+    /// What each app may send.
+    pub(crate) fn app_rates(&self) -> AppRates {
+        let named = self.app_rates.iter();
+        AppRates {
+            each: Some(self.app_rate.bytes_per_sec()).filter(|rate| *rate > 0),
+            named: named
+                .map(|(app, rate)| (app.clone(), rate.bytes_per_sec()))
+                .collect(),
+        }
+    }
+
     /// Checks what can be checked without starting.
     ///
     /// # Errors
@@ -333,7 +353,7 @@ mod tests {
         config.link_advertise.clear();
         assert_eq!(config, Config::default());
         sample.check().unwrap();
-        assert_eq!(keys, 14);
+        assert_eq!(keys, 16);
     }
 
     #[test]
@@ -369,6 +389,16 @@ mod tests {
         config.uplinks.push(config.uplinks[0].clone());
         let error = config.check().unwrap_err().to_string();
         assert!(error.contains("number 1 is taken"), "{error}");
+    }
+
+    #[test]
+    fn rates_of_apps_are_one_for_all_and_others_by_name() {
+        let text = "app_rate = '8Mbps'\napp_rates = { chat = '80Mbps', backup = '0bps' }";
+        let rates = parse::<Config>(text, "relay.toml").unwrap().app_rates();
+        assert_eq!(rates.each, Some(1_000_000));
+        let named = [("backup".to_owned(), 0), ("chat".to_owned(), 10_000_000)];
+        assert_eq!(rates.named, named.into());
+        assert_eq!(Config::default().app_rates(), AppRates::default());
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub(crate) fn route(
 #[cfg(test)]
 mod tests {
     use tradewind_proto::{
-        Class, PlanId,
+        Class, PlanId, Tenant,
         control::{Backup, PlanName, PlanPart, ProfileTable, RelayInfo, TreeTable},
         packet::{Kind, MAX_DEFLECTIONS, MAX_PASSED},
     };
@@ -215,6 +215,7 @@ mod tests {
             flow: 1,
             sequence: 1,
             layer: 0,
+            tenant: Tenant::NONE,
         }
     }
 

@@ -17,6 +17,7 @@ use tradewind_proto::{PlanId, RelayIndex, Uplink, control::UplinkInfo};
 use tradewind_trust::{Identity, Roots, TrustError, check_relay_name, tls};
 
 use crate::{
+    AppRates,
     controller_link::{ControlTask, Introduction, Status},
     debug::{LinkView, PlanView},
     directory::Directory,
@@ -58,6 +59,8 @@ pub struct RelaySettings {
     pub state_file: Option<PathBuf>,
     /// Client sessions at a time.
     pub max_sessions: usize,
+    /// What each app may send into the network here.
+    pub app_rates: AppRates,
     /// For maps, degrees; 0 and 0 when not known.
     pub latitude: f64,
     /// For maps, degrees.
@@ -456,6 +459,7 @@ impl ShardStart {
             limits: Limits {
                 max_sessions: settings.max_sessions,
             },
+            app_rates: settings.app_rates,
             rng: host.rng(),
             metrics: self.metrics,
             directory: self.directory,

@@ -185,6 +185,7 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
         roots,
         state_file: Some(config.state_file.clone()),
         max_sessions: config.max_sessions,
+        app_rates: config.app_rates(),
         latitude: config.latitude,
         longitude: config.longitude,
     }

@@ -47,6 +47,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
+    apps::{AppRates, Apps},
     directory::{self, Directory, RENEWAL, Whereabouts},
     metrics::Metrics,
     tables::Tables,
@@ -98,6 +99,7 @@ pub(crate) struct ShardConfig {
     /// The uplinks, 0 first.
     pub(crate) link_ports: Vec<LinkPort>,
     pub(crate) limits: Limits,
+    pub(crate) app_rates: AppRates,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) directory: Arc<Directory>,
@@ -188,6 +190,7 @@ pub(crate) struct Shard {
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
     sessions: usize,
+    apps: Apps,
     requests: BTreeMap<u64, Request>,
     next_request: u64,
     lookups: FxHashMap<UserKey, (Vec<Whereabouts>, Instant)>,
@@ -252,6 +255,7 @@ impl Shard {
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
+            apps: Apps::new(config.app_rates),
             requests: BTreeMap::new(),
             next_request: 0,
             lookups: FxHashMap::default(),
@@ -557,11 +561,9 @@ impl Shard {
                 let mut sent = false;
                 loop {
                     buffer.clear();
-                    let Some(transmit) = conn.quic.poll_transmit(now, max_segments, &mut buffer)
-                    else {
+                    let Some(transmit) = conn.poll_transmit(now, max_segments, &mut buffer) else {
                         break;
                     };
-                    conn.sent(transmit.size);
                     if !send(key.port, &transmit, &buffer[..transmit.size]) {
                         // The datagram itself is kept by who said so.
                         room = false;

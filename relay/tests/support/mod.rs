@@ -10,7 +10,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tradewind_host::Host;
 use tradewind_proto::token::Claims;
-use tradewind_relay::{Placement, Relay, RelaySettings, StartError};
+use tradewind_relay::{AppRates, Placement, Relay, RelaySettings, StartError};
 use tradewind_trust::{Ca, TokenSigner};
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
 
@@ -122,6 +122,7 @@ impl World {
             roots: self.ca.roots(),
             state_file: None,
             max_sessions: 100,
+            app_rates: AppRates::default(),
             latitude: 0.0,
             longitude: 0.0,
         };
