@@ -10,6 +10,8 @@ mod congestion;
 mod controller_link;
 mod debug;
 mod directory;
+#[cfg(test)]
+mod directory_load;
 mod driver;
 mod enrol;
 mod flow;

@@ -1,0 +1,177 @@
+//! `tradewind-bench slow-reader`: what one receiver that does not read costs the others.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::BytesMut;
+use clap::Args;
+use serde::Serialize;
+use tradewind_client::Class;
+use tradewind_host::{Host, OsHost};
+
+use crate::{
+    network::Network,
+    raw::{Arrivals, RawSession, payload, receivers},
+    stats::Summary,
+};
+
+/// Who reads slowly does not read, but for a moment now and then.
+const SETTLE: Duration = Duration::from_secs(3);
+const DROPS: &str = "tradewind_relay_dropped_packets_total";
+
+/// One of many receivers reads slowly: the delay of the others, with and without it.
+#[derive(Debug, Args)]
+pub(crate) struct SlowReaderArgs {
+    /// Receivers, the slow one included.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5_000))]
+    receivers: u32,
+    /// Times that it reads, and does not, in turn.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    blocks: u32,
+    /// How long each time.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=60))]
+    seconds: u32,
+    /// Packets to each receiver in a second; half are datagrams, half frames of messages.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=100))]
+    rate: u32,
+    /// Bytes of each packet.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u16).range(8..=1_000))]
+    payload: u16,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    receivers: u32,
+    /// Of the others while the one reads.
+    without: Summary,
+    /// Of the others while it does not.
+    with: Summary,
+    /// With to without.
+    p99_ratio: f64,
+    /// Packets that the relay dropped while all read, and while one did not.
+    drops_without: f64,
+    drops_with: f64,
+    /// Of what was sent to the slow one, what came in the end.
+    slow_received: usize,
+    slow_sent: usize,
+}
+
+pub(crate) fn run(args: &SlowReaderArgs) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?
+        .block_on(measure(args))
+}
+
+async fn measure(args: &SlowReaderArgs) -> anyhow::Result<()> {
+    let host: &dyn Host = &OsHost;
+    let network = Network::start().await?;
+    let entrance = network.entrance();
+    let (others, slow) = (Arrivals::new(), Arrivals::new());
+    let (never, paused) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+    let count = args.receivers as usize - 1;
+    receivers(&entrance, "other", count, &others, &never)?;
+    receivers(&entrance, "slow", 1, &slow, &paused)?;
+    let mut sender = RawSession::open(&entrance, "sender").await?;
+    let slow_handle = sender.handle("slow-0").await?;
+    let mut handles = Vec::new();
+    for n in 0..count {
+        handles.push(sender.handle(&format!("other-{n}")).await?);
+    }
+    let mut body = payload(usize::from(args.payload));
+    let mut delays: [Vec<u64>; 2] = Default::default();
+    let mut drops = [0.0; 2];
+    let mut rounds = 0;
+    // A first block that does not count: streams are opened, limits of paths found out.
+    for block in 0..=2 * args.blocks {
+        let reads = block % 2 == 0;
+        paused.store(!reads, Relaxed);
+        if !args.json {
+            eprint!("\rblock {block} of {} ", 2 * args.blocks);
+        }
+        let dropped = network.relay_metric(DROPS, "").await?;
+        let begun = host.now();
+        for round in 0..args.seconds * args.rate {
+            host.sleep_until(begun + Duration::from_secs(1) * round / args.rate)
+                .await;
+            rounds += 1;
+            if round % 2 == 0 {
+                slow.stamp(&mut body);
+                sender.send_media(slow_handle, Class::Audio, &body)?;
+                for &handle in &handles {
+                    others.stamp(&mut body);
+                    sender.send_media(handle, Class::Audio, &body)?;
+                }
+            } else {
+                let mut frames = BytesMut::new();
+                slow.stamp(&mut body);
+                RawSession::frame(&mut frames, slow_handle, &body);
+                for &handle in &handles {
+                    others.stamp(&mut body);
+                    RawSession::frame(&mut frames, handle, &body);
+                }
+                sender.send_frames(frames).await?;
+            }
+        }
+        host.sleep(Duration::from_millis(300)).await;
+        let came = others.take_delays();
+        if block > 0 {
+            delays[usize::from(!reads)].extend(came);
+        }
+        if !reads {
+            // What was late for it is dropped when it reads again.
+            paused.store(false, Relaxed);
+            host.sleep(SETTLE).await;
+        }
+        drops[usize::from(!reads)] += network.relay_metric(DROPS, "").await? - dropped;
+    }
+    let sent = (args.blocks * args.seconds * args.rate) as usize * count;
+    let [without, with] = delays.map(|delays| Summary::new(sent, delays));
+    let report = Report {
+        receivers: args.receivers,
+        p99_ratio: with.p99_us / without.p99_us,
+        without,
+        with,
+        drops_without: drops[0],
+        drops_with: drops[1],
+        slow_received: slow.count(),
+        slow_sent: rounds,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    eprint!("\r");
+    println!(
+        "{} receivers, {} packets/s to each; delay of all but one (microseconds)\n\n\
+         {:<26}{:>9}{:>9}{:>9}  {:<20}drops",
+        args.receivers, args.rate, "", "p50", "p99", "max", "received"
+    );
+    for (name, way, drops) in [
+        ("all read", &report.without, report.drops_without),
+        ("one does not", &report.with, report.drops_with),
+    ] {
+        println!(
+            "{name:<26}{:>9.0}{:>9.0}{:>9.0}  {:<20}{drops:.0}",
+            way.p50_us,
+            way.p99_us,
+            way.max_us,
+            format!("{} of {}", way.received, way.sent),
+        );
+    }
+    println!(
+        "\np99 with to without: {:.3} (aimed at: at most 1.1); the slow one got {} of {}",
+        report.p99_ratio, report.slow_received, report.slow_sent
+    );
+    Ok(())
+}
