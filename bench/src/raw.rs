@@ -139,8 +139,7 @@ impl RawSession {
         encode_frame(frames, &[&head, body]);
     }
 
-    /// Notes everything that comes, until the session ends. Stops while `pause` is set, as a thread
-    /// does that has no processor.
+    /// Notes everything that comes, until the session ends.
     fn receive(self, arrivals: &Arc<Arrivals>, host: &Arc<dyn Host>) {
         let Self {
             connection,
@@ -257,8 +256,9 @@ impl Arrivals {
     }
 }
 
-/// Sessions of users `<name>-0`, … on a thread of their own; all that comes to them is noted. They end
-/// with this process.
+/// Sessions of users `<name>-0`, … on a thread of their own; all that comes to them is noted. While
+/// `paused` is set the thread does next to nothing, as on a machine that is overloaded. They end with
+/// this process.
 pub(crate) fn receivers(
     entrance: &Entrance,
     name: &'static str,
@@ -275,9 +275,8 @@ pub(crate) fn receivers(
         }
         ready.send(()).map_err(io::Error::other)?;
         loop {
-            host.sleep(Duration::from_millis(20)).await;
+            host.sleep(BETWEEN_PAUSES).await;
             if paused.load(Relaxed) {
-                // The whole thread, as on a machine that is overloaded.
                 std::thread::sleep(PAUSE);
             }
         }
@@ -285,8 +284,9 @@ pub(crate) fn receivers(
     is_ready.recv().context("the receivers did not start")
 }
 
-/// How long paused receivers do nothing, again and again.
+/// How long paused receivers do nothing, and how long they work in between.
 const PAUSE: Duration = Duration::from_millis(1_500);
+const BETWEEN_PAUSES: Duration = Duration::from_millis(20);
 
 /// Sessions of users `<name>-0`, ….
 pub(crate) async fn open_many(

@@ -74,6 +74,8 @@ pub(super) struct Conn {
     pub(super) timer: Option<Instant>,
     /// Waits to be driven and to send.
     pub(super) dirty: bool,
+    /// Bytes that have come since what QUIC has for us was last taken.
+    pub(super) unread: usize,
     /// Established, and not over.
     pub(super) alive: bool,
     /// Counted among the handshakes of its endpoint.
@@ -130,6 +132,7 @@ impl Conn {
             queue: SendQueue::new(layout),
             timer: None,
             dirty: false,
+            unread: 0,
             alive: false,
             handshaking: true,
             over: false,

@@ -64,6 +64,10 @@ const STALL: Duration = Duration::from_millis(15);
 /// has been worked off by then.
 const MOST_DISTRUST: Duration = Duration::from_millis(300);
 
+/// What comes for a connection is taken from QUIC after so many bytes, however much comes at once: QUIC
+/// drops datagrams beyond its buffer without a word (256 KiB for clients).
+const MOST_UNREAD: usize = 64 << 10;
+
 /// What a timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum TimerKey {
@@ -284,6 +288,7 @@ impl Shard {
         data: BytesMut,
     ) {
         self.now = now;
+        let length = data.len();
         self.buffer.clear();
         let mut buffer = std::mem::take(&mut self.buffer);
         let endpoints = self.endpoints(port);
@@ -294,12 +299,18 @@ impl Shard {
             Some(DatagramEvent::ConnectionEvent(ConnectionHandle(handle), event)) => {
                 if let Some(conn) = endpoints.conns.get_mut(handle).and_then(Option::as_mut) {
                     conn.quic.handle_event(event);
+                    conn.unread += length;
+                    let full = conn.unread > MOST_UNREAD;
                     let serial = endpoints.serials[handle];
-                    self.mark(ConnKey {
+                    let key = ConnKey {
                         port,
                         handle,
                         serial,
-                    });
+                    };
+                    self.mark(key);
+                    if full {
+                        self.drive(key);
+                    }
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => {
@@ -489,6 +500,7 @@ impl Shard {
                 conn.quic.handle_event(event);
             }
         }
+        conn.unread = 0;
         conn.read(|input| inbox.push_back((key, input)));
         if let Role::Link(link) = &mut conn.role {
             link.probing.observe(&conn.quic.stats(), now_us);

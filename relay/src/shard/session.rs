@@ -398,7 +398,7 @@ impl Shard {
         (hop.cost_us > 0).then_some(hop.cost_us)
     }
 
-        fn refresh(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
+    fn refresh(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
         let verified = self.tables.keys.verify(token, self.wall);
         let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) else {
             return;
