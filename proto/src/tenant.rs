@@ -17,7 +17,7 @@ impl Tenant {
         let hash = app.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        Self(1 + ((hash >> 32) * 255 >> 32) as u8)
+        Self(1 + (((hash >> 32) * 255) >> 32) as u8)
     }
 }
 

@@ -1,4 +1,5 @@
 //! Who goes first, who gets what, and who is told, when there is not room for all; in virtual time.
+#![allow(clippy::unwrap_used)] // a test's helpers
 
 mod support;
 

@@ -45,10 +45,10 @@ impl Priority {
         if waiting[..class].contains(&true) {
             self.owed[class] -= bytes * SHARE;
         }
-        for lower in class + 1..waiting.len() {
-            let most = if waiting[lower] { MOST_OWED * SHARE } else { 0 };
+        for (owed, waits) in self.owed.iter_mut().zip(waiting).skip(class + 1) {
+            let most = if waits { MOST_OWED * SHARE } else { 0 };
             // What a class had beyond its share it pays back, whether it waits or not.
-            self.owed[lower] = (self.owed[lower] + bytes).min(most);
+            *owed = (*owed + bytes).min(most);
         }
     }
 }
@@ -126,9 +126,7 @@ mod tests {
                         ahead_of_turn[class] += bytes;
                     }
                     sent[class] += bytes;
-                    for lower in class + 1..4 {
-                        more_urgent[lower] += bytes;
-                    }
+                    more_urgent[class + 1..].iter_mut().for_each(|sum| *sum += bytes);
                     priority.sent(Class::ALL[class], bytes as usize, waiting);
                     for class in 0..4 {
                         // Who waits gets its share…
