@@ -4,9 +4,14 @@ mod congestion;
 mod controller;
 mod day;
 mod delay;
+mod fan_out;
+mod messages;
 mod network;
 mod planner;
 mod probing;
+mod raw;
+mod sessions;
+mod slow_reader;
 mod stats;
 mod threads;
 mod ways;
@@ -29,7 +34,11 @@ Examples:
   tradewind-bench controller --relays 100,1000
   tradewind-bench probing
   tradewind-bench day --relays 20
-  tradewind-bench congestion"
+  tradewind-bench congestion
+  tradewind-bench messages
+  tradewind-bench fan-out --receivers 100,500
+  tradewind-bench slow-reader
+  tradewind-bench sessions --sessions 20000"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -51,6 +60,14 @@ enum Command {
     Probing(probing::ProbingArgs),
     /// The links' congestion control beside CUBIC and BBR, on an emulated path in virtual time.
     Congestion(congestion::CongestionArgs),
+    /// Packets from one sender to one receiver through one relay: how many, and what each costs.
+    Messages(messages::MessagesArgs),
+    /// Packets from one sender to many receivers at one relay: how many, and what each costs.
+    FanOut(fan_out::FanOutArgs),
+    /// What one receiver that reads slowly costs the others.
+    SlowReader(slow_reader::SlowReaderArgs),
+    /// Memory of a relay with many idle sessions.
+    Sessions(sessions::SessionsArgs),
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
@@ -67,6 +84,10 @@ fn main() -> ExitCode {
         Command::Day(args) => day::run(&args),
         Command::Probing(args) => probing::run(&args),
         Command::Congestion(args) => congestion::run(&args),
+        Command::Messages(args) => messages::run(&args),
+        Command::FanOut(args) => fan_out::run(&args),
+        Command::SlowReader(args) => slow_reader::run(&args),
+        Command::Sessions(args) => sessions::run(&args),
         Command::UdpForwarder { to } => ways::forward(to),
     };
     tradewind_service::exit::finish("tradewind-bench", result)

@@ -11,6 +11,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tradewind_client::{Client, ClientConfig, Discovery};
 use tradewind_host::{Host, OsHost};
 use tradewind_trust::{Claims, Roots, TokenSigner};
@@ -21,13 +25,19 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) struct Network {
     dir: TempDir,
     edge: SocketAddr,
-    _relay: Process,
+    admin: SocketAddr,
+    relay: Process,
     _controller: Process,
 }
 
 impl Network {
     /// Starts both and waits until the relay has a plan.
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with further flags for the relay.
+    pub(crate) async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("no temporary directory")?;
         let dev = ["--dev", "--dev-dir"];
         let (controller, lines) = Process::start(
@@ -43,7 +53,8 @@ impl Network {
             Command::new(&relay_program)
                 .args(dev)
                 .arg(dir.path())
-                .args(["--name", "bench-1", "--controller", &listen.to_string()]),
+                .args(["--name", "bench-1", "--controller", &listen.to_string()])
+                .args(flags),
             "Next",
         )?;
         let edge = address_after(&lines, "clients ")?;
@@ -52,9 +63,33 @@ impl Network {
         Ok(Self {
             dir,
             edge,
-            _relay: relay,
+            admin,
+            relay,
             _controller: controller,
         })
+    }
+
+    /// The relay's process.
+    pub(crate) fn relay(&self) -> &Process {
+        &self.relay
+    }
+
+    /// The value of a counter or gauge of the relay, summed over its labels that contain `label`.
+    pub(crate) async fn relay_metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let mut stream = TcpStream::connect(self.admin).await?;
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            self.admin
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let values = answer
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '))
+            .filter(|(labels, _)| labels.contains(label))
+            .filter_map(|(_, value)| value.parse::<f64>().ok());
+        Ok(values.sum())
     }
 
     /// What a client needs to enter.
@@ -76,29 +111,43 @@ pub(crate) struct Entrance {
 impl Entrance {
     /// A client's session at the relay.
     pub(crate) async fn client(&self, user: &str) -> anyhow::Result<Client> {
-        connect(&self.dir, self.edge, user).await
+        let discovery = Discovery::from(vec![self.edge]);
+        let roots = self.roots()?.certs().to_vec();
+        let config = ClientConfig::new(discovery, token(&self.signer()?, user)?, roots);
+        Ok(Client::connect(config, Arc::new(OsHost)).await?)
+    }
+
+    /// The relay's client port.
+    pub(crate) fn edge(&self) -> SocketAddr {
+        self.edge
+    }
+
+    /// Whom clients trust.
+    pub(crate) fn roots(&self) -> anyhow::Result<Roots> {
+        Ok(Roots::load(&self.dir.join("ca.pem"))?)
+    }
+
+    /// What makes tokens.
+    pub(crate) fn signer(&self) -> anyhow::Result<TokenSigner> {
+        let kid = std::fs::read_to_string(self.dir.join("token.kid")).context("no token.kid")?;
+        Ok(TokenSigner::load(&self.dir.join("token.key"))?.with_kid(kid.trim()))
     }
 }
 
-async fn connect(dir: &Path, edge: SocketAddr, user: &str) -> anyhow::Result<Client> {
-    let kid = std::fs::read_to_string(dir.join("token.kid")).context("no token.kid")?;
-    let signer = TokenSigner::load(&dir.join("token.key"))?.with_kid(kid.trim());
-    let roots = Roots::load(&dir.join("ca.pem"))?;
+/// A token for a day.
+pub(crate) fn token(signer: &TokenSigner, user: &str) -> anyhow::Result<String> {
     let now = OsHost
         .wall_clock()
         .duration_since(std::time::UNIX_EPOCH)
         .context("the clock stands before 1970")?
         .as_secs();
-    let token = signer.sign(&Claims {
+    Ok(signer.sign(&Claims {
         app: "bench".to_owned(),
         user: user.to_owned(),
         iat: now,
         exp: now + 86_400,
         ..Claims::default()
-    })?;
-    let discovery = Discovery::from(vec![edge]);
-    let config = ClientConfig::new(discovery, token, roots.certs().to_vec());
-    Ok(Client::connect(config, Arc::new(OsHost)).await?)
+    })?)
 }
 
 async fn wait_until_ready(relay: &Path, admin: SocketAddr) -> anyhow::Result<()> {
@@ -149,6 +198,25 @@ impl Process {
             lines.push(line);
         }
         Err(anyhow!("{name} has ended before it was ready"))
+    }
+}
+
+impl Process {
+    /// What all its threads have worked so far (Linux: `schedstat`).
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        crate::threads::process_cpu_time(self.0.id())
+    }
+
+    /// Memory that it holds, bytes (Linux: `VmRSS`).
+    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))
+            .context("this needs Linux")?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
+            .and_then(|kib| kib.trim().parse::<u64>().ok())
+            .context("the kernel does not say how much memory the process holds")?;
+        Ok(kib << 10)
     }
 }
 

@@ -30,7 +30,7 @@ use tradewind_proto::{
     },
     frame_message,
 };
-use tradewind_relay::{Placement, Relay, RelaySettings};
+use tradewind_relay::{AppRates, Placement, Relay, RelaySettings};
 use tradewind_trust::{Ca, tls};
 
 use crate::threads::{cpu_time, on_a_thread};
@@ -200,6 +200,7 @@ fn settings(index: usize, ca: &Ca, controller: &Controller) -> anyhow::Result<Re
         state_file: None,
         max_sessions: 1,
         groups: tradewind_relay::GroupSettings::default(),
+        app_rates: AppRates::default(),
         latitude: 0.0,
         longitude: 0.0,
     })

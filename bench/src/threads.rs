@@ -30,15 +30,14 @@ pub(crate) fn on_a_thread(
 /// What the threads of these names, one of each, have worked so far (Linux: `schedstat`).
 pub(crate) fn cpu_time(names: &[&str]) -> anyhow::Result<Duration> {
     let mut found = 0;
-    let mut total = 0;
+    let mut total = Duration::ZERO;
     for task in std::fs::read_dir("/proc/self/task").context("this needs Linux")? {
         let task = task?.path();
         let comm = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
         if names.contains(&comm.trim()) {
             let stat = std::fs::read_to_string(task.join("schedstat"))
                 .context("this kernel does not say how long threads have worked")?;
-            let ns = stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
-            total += ns.context("an unknown form of schedstat")?;
+            total += worked(&stat)?;
             found += 1;
         }
     }
@@ -47,5 +46,27 @@ pub(crate) fn cpu_time(names: &[&str]) -> anyhow::Result<Duration> {
         "{found} threads called {} were found",
         names.join(" or ")
     );
-    Ok(Duration::from_nanos(total))
+    Ok(total)
+}
+
+/// What all threads of a process have worked so far (Linux: `schedstat`). Threads that have ended are
+/// not in it.
+pub(crate) fn process_cpu_time(id: u32) -> anyhow::Result<Duration> {
+    let mut total = Duration::ZERO;
+    for task in std::fs::read_dir(format!("/proc/{id}/task")).context("this needs Linux")? {
+        let stat = std::fs::read_to_string(task?.path().join("schedstat"));
+        // A thread may end between the two.
+        if let Ok(stat) = stat {
+            total += worked(&stat)?;
+        }
+    }
+    Ok(total)
+}
+
+/// The first number of a `schedstat`: time on a processor.
+fn worked(stat: &str) -> anyhow::Result<Duration> {
+    let ns = stat.split(' ').next().and_then(|ns| ns.parse().ok());
+    Ok(Duration::from_nanos(
+        ns.context("an unknown form of schedstat")?,
+    ))
 }

@@ -65,7 +65,7 @@ pub(crate) struct Bare {
     socket: UdpSocket,
     forwarder: SocketAddr,
     delays: std::sync::mpsc::Receiver<u64>,
-    _process: Process,
+    process: Process,
 }
 
 impl Bare {
@@ -95,8 +95,15 @@ impl Bare {
             socket: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?,
             forwarder,
             delays,
-            _process: process,
+            process,
         })
+    }
+}
+
+impl Bare {
+    /// The forwarder's process.
+    pub(crate) fn process(&self) -> &Process {
+        &self.process
     }
 }
 

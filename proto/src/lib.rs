@@ -12,6 +12,7 @@ mod frame;
 mod ids;
 pub mod lane;
 pub mod packet;
+mod tenant;
 pub mod token;
 
 pub use class::{Class, Profile};
@@ -21,6 +22,7 @@ pub use frame::{
     Frame, FrameError, FrameReader, MAX_CONTROL_FRAME, MAX_FRAME, encode_frame, frame_message,
 };
 pub use ids::{GroupKey, LinkKey, Locator, PlanId, RelayIndex, Uplink, UserKey};
+pub use tenant::Tenant;
 
 /// ALPN of the native client session.
 pub const ALPN_CLIENT: &[u8] = b"tradewind/1";

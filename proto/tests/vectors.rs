@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 use tradewind_proto::{
-    Class, FrameReader, GroupKey, Locator, MAX_FRAME, PlanId, RelayIndex, encode_frame,
+    Class, FrameReader, GroupKey, Locator, MAX_FRAME, PlanId, RelayIndex, Tenant, encode_frame,
     lane::{Ack, Data, LaneFrame, Refusal, Refuse, Skip},
     packet::{
         AccessHeader, Destination, Kind, LinkHeader, MAX_SET_LEN, Probe, ProbeState, RelaySet,
@@ -42,6 +42,11 @@ fn link_headers_are_read_and_written_as_the_vectors_say() {
             flow: number(&fields["flow"]) as u32,
             sequence: number(&fields["sequence"]) as u32,
             layer: fields.get("layer").map_or(0, |layer| number(layer) as u8),
+            tenant: Tenant(
+                fields
+                    .get("tenant")
+                    .map_or(0, |tenant| number(tenant) as u8),
+            ),
         };
         assert_eq!(LinkHeader::decode(&bytes), Ok(header), "{}", vector["name"]);
         let mut written = [0xaa; LinkHeader::LEN];

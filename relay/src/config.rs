@@ -1,6 +1,7 @@
 //! The relay's configuration file and the flags over it.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -8,7 +9,7 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tradewind_relay::UplinkSettings;
+use tradewind_relay::{AppRates, UplinkSettings};
 use tradewind_service::{
     config::{ConfigError, HumanDuration, Rate, Secret, Size, apply, load},
     exit::UsageError,
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) max_sessions: usize,
     pub(crate) replay_bytes: Size,
     pub(crate) replay_age: HumanDuration,
+    pub(crate) app_rate: Rate,
+    pub(crate) app_rates: BTreeMap<String, Rate>,
     pub(crate) drain: HumanDuration,
     pub(crate) latitude: f64,
     pub(crate) longitude: f64,
@@ -90,6 +93,8 @@ impl Default for Config {
             max_sessions: 10_000,
             replay_bytes: Size::from_bytes(64 << 20),
             replay_age: HumanDuration(Duration::from_secs(30)),
+            app_rate: Rate::default(),
+            app_rates: BTreeMap::new(),
             drain: HumanDuration(Duration::from_secs(10)),
             latitude: 0.0,
             longitude: 0.0,
@@ -187,6 +192,9 @@ pub(crate) struct ConfigArgs {
     /// How long messages to groups are kept.
     #[arg(long, env = "TRADEWIND_RELAY_REPLAY_AGE", value_name = "DURATION")]
     replay_age: Option<HumanDuration>,
+    /// What the sessions of one app may send together, such as 500Mbps; 0 is without limit.
+    #[arg(long, env = "TRADEWIND_RELAY_APP_RATE", value_name = "RATE")]
+    app_rate: Option<Rate>,
     /// How long clients have to leave when it is stopped.
     #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]
     drain: Option<HumanDuration>,
@@ -232,6 +240,7 @@ impl ConfigArgs {
         apply(&mut config.max_sessions, from.max_sessions);
         apply(&mut config.replay_bytes, from.replay_bytes);
         apply(&mut config.replay_age, from.replay_age);
+        apply(&mut config.app_rate, from.app_rate);
         apply(&mut config.drain, from.drain);
         apply(&mut config.latitude, from.latitude);
         apply(&mut config.longitude, from.longitude);
@@ -245,6 +254,17 @@ impl ConfigArgs {
 }
 
 impl Config {
+    /// What each app may send.
+    pub(crate) fn app_rates(&self) -> AppRates {
+        let named = self.app_rates.iter();
+        AppRates {
+            each: Some(self.app_rate.bytes_per_sec()).filter(|rate| *rate > 0),
+            named: named
+                .map(|(app, rate)| (app.clone(), rate.bytes_per_sec()))
+                .collect(),
+        }
+    }
+
     /// Checks what can be checked without starting.
     ///
     /// # Errors
@@ -345,7 +365,7 @@ mod tests {
         config.link_advertise.clear();
         assert_eq!(config, Config::default());
         sample.check().unwrap();
-        assert_eq!(keys, 14);
+        assert_eq!(keys, 16);
     }
 
     #[test]
@@ -381,6 +401,16 @@ mod tests {
         config.uplinks.push(config.uplinks[0].clone());
         let error = config.check().unwrap_err().to_string();
         assert!(error.contains("number 1 is taken"), "{error}");
+    }
+
+    #[test]
+    fn rates_of_apps_are_one_for_all_and_others_by_name() {
+        let text = "app_rate = '8Mbps'\napp_rates = { chat = '80Mbps', backup = '0bps' }";
+        let rates = parse::<Config>(text, "relay.toml").unwrap().app_rates();
+        assert_eq!(rates.each, Some(1_000_000));
+        let named = [("backup".to_owned(), 0), ("chat".to_owned(), 10_000_000)];
+        assert_eq!(rates.named, named.into());
+        assert_eq!(Config::default().app_rates(), AppRates::default());
     }
 
     #[test]

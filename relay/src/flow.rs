@@ -31,6 +31,11 @@ impl FlowHash {
     pub(crate) fn tree_draw(self, of: u32) -> u32 {
         draw((self.0 >> 32) as u32, of)
     }
+
+    /// A number below `of`, evenly distributed and independent of both: which message stream.
+    pub(crate) fn stream_draw(self, of: u32) -> u32 {
+        draw((mix(self.0.wrapping_add(GOLDEN)) >> 32) as u32, of)
+    }
 }
 
 /// Scales 32 random bits to a range by multiplication (Lemire, "Fast random integer generation in an

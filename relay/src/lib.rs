@@ -4,10 +4,14 @@
 //! `quinn-proto` themselves, without locks or tasks of their own. A control task talks to the
 //! controller and publishes immutable tables to them. See `docs/architecture.md`.
 
+mod allowance;
+mod apps;
 mod congestion;
 mod controller_link;
 mod debug;
 mod directory;
+#[cfg(test)]
+mod directory_load;
 mod driver;
 mod enrol;
 mod flow;
@@ -27,6 +31,7 @@ mod tables;
 mod transport;
 mod watch;
 
+pub use apps::AppRates;
 pub use congestion::LinkCongestion;
 pub use debug::{LinkView, PlanView};
 pub use enrol::{EnrolError, Enrolment, enrol};

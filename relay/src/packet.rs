@@ -321,7 +321,7 @@ fn micros(duration: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use tradewind_proto::{
-        Class, Locator, PlanId,
+        Class, Locator, PlanId, Tenant,
         packet::{Destination, Kind, MAX_PASSED},
     };
 
@@ -353,6 +353,7 @@ mod tests {
             flow: 3,
             sequence: 4,
             layer: 0,
+            tenant: Tenant::NONE,
         };
         let mut head = [0; LinkHeader::LEN];
         header.encode(&mut head);

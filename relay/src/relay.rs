@@ -17,6 +17,7 @@ use tradewind_proto::{PlanId, RelayIndex, Uplink, control::UplinkInfo};
 use tradewind_trust::{Identity, Roots, TrustError, check_relay_name, tls};
 
 use crate::{
+    AppRates,
     controller_link::{ControlTask, Introduction, Status},
     debug::{LinkView, PlanView},
     directory::Directory,
@@ -61,6 +62,8 @@ pub struct RelaySettings {
     pub max_sessions: usize,
     /// What is kept of groups.
     pub groups: GroupSettings,
+    /// What each app may send into the network here.
+    pub app_rates: AppRates,
     /// For maps, degrees; 0 and 0 when not known.
     pub latitude: f64,
     /// For maps, degrees.
@@ -460,6 +463,7 @@ impl ShardStart {
                 max_sessions: settings.max_sessions,
                 groups: settings.groups,
             },
+            app_rates: settings.app_rates,
             rng: host.rng(),
             metrics: self.metrics,
             directory: self.directory,

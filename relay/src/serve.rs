@@ -189,6 +189,7 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
             replay_bytes: usize::try_from(config.replay_bytes.bytes()).unwrap_or(usize::MAX),
             replay_age: config.replay_age.0,
         },
+        app_rates: config.app_rates(),
         latitude: config.latitude,
         longitude: config.longitude,
     }

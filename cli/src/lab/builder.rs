@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tradewind_client::{Client, ClientConfig, Discovery, EdgeAddr};
 use tradewind_controller::{Controller, ControllerConfig};
 use tradewind_host::Host as _;
-use tradewind_relay::{Placement, Relay, RelaySettings};
+use tradewind_relay::{AppRates, Placement, Relay, RelaySettings};
 use tradewind_trust::{Ca, Claims, DEFAULT_LEAF_LIFETIME, TokenSigner};
 use tradewind_wan::{HostClock, Jitter, LinkSpec, PlaceId, Wan, WanHost};
 
@@ -178,6 +178,7 @@ impl<'a> Builder<'a> {
                 .map(|disk| disk.path().join(format!("relay-{index}.plan"))),
             max_sessions: 10_000,
             groups: tradewind_relay::GroupSettings::default(),
+            app_rates: AppRates::default(),
             latitude: place.latitude,
             longitude: place.longitude,
         };

@@ -143,7 +143,7 @@ impl Trail {
 #[cfg(test)]
 mod tests {
     use tradewind_proto::{
-        Class, Locator, RelayIndex,
+        Class, Locator, RelayIndex, Tenant,
         packet::{Destination, LinkHeader, MAX_PASSED},
     };
 
@@ -178,6 +178,7 @@ mod tests {
             flow: 1,
             sequence: 1,
             layer: 0,
+            tenant: Tenant::NONE,
         };
         for &relay in passed {
             assert!(header.pass(RelayIndex(relay)));

@@ -1,7 +1,7 @@
 //! The header between relays.
 
 use super::{HeaderError, Kind, VERSION, need, u16_at, u32_at, u64_at};
-use crate::{Class, GroupKey, Locator, PlanId, RelayIndex};
+use crate::{Class, GroupKey, Locator, PlanId, RelayIndex, Tenant};
 
 /// Relays after the origin that a packet can remember: 4 of transit and 2 deflections.
 pub const MAX_PASSED: usize = 6;
@@ -60,6 +60,8 @@ pub struct LinkHeader {
     pub sequence: u32,
     /// Layer of a group's media, 0 to 7.
     pub layer: u8,
+    /// The sender's tenant, for fairness on full links.
+    pub tenant: Tenant,
 }
 
 impl LinkHeader {
@@ -119,6 +121,7 @@ impl LinkHeader {
             flow: u32_at(bytes, 46),
             sequence: u32_at(bytes, 50),
             layer: bytes[55] & 0b111,
+            tenant: Tenant((flags & 0b111) << 5 | bytes[55] >> 3),
         })
     }
 
@@ -140,7 +143,8 @@ impl LinkHeader {
                 FLAG_PATH_CHANGE
             } else {
                 0
-            };
+            }
+            | self.tenant.0 >> 5;
         out[3] = self.hop_limit.min(15) << 4 | self.passed_count() as u8;
         out[4..6].copy_from_slice(&self.sender.relay.0.to_be_bytes());
         out[6..8].copy_from_slice(&self.plan.epoch.to_be_bytes());
@@ -165,7 +169,7 @@ impl LinkHeader {
         out[46..50].copy_from_slice(&self.flow.to_be_bytes());
         out[50..54].copy_from_slice(&self.sequence.to_be_bytes());
         out[54] = self.uplink;
-        out[55] = self.layer & 0b111;
+        out[55] = self.tenant.0 << 3 | self.layer & 0b111;
     }
 
     /// How many relays it has passed after the origin.

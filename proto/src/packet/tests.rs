@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Class, GroupKey, Locator, PlanId, RelayIndex};
+use crate::{Class, GroupKey, Locator, PlanId, RelayIndex, Tenant};
 
 fn locator() -> impl Strategy<Value = Locator> {
     (0..u16::MAX, any::<u32>(), any::<u32>()).prop_map(|(relay, slot, generation)| Locator {
@@ -40,7 +40,7 @@ prop_compose! {
         destination in destination(),
         passed in prop::collection::vec(0..u16::MAX, 0..=MAX_PASSED),
         (uplink, flow, sequence) in any::<(u8, u32, u32)>(),
-        layer in 0_u8..8,
+        (layer, tenant) in (0_u8..8, any::<u8>()),
     ) -> LinkHeader {
         let mut all = [RelayIndex::NONE; MAX_PASSED];
         for (slot, relay) in all.iter_mut().zip(passed) {
@@ -64,6 +64,7 @@ prop_compose! {
             flow,
             sequence,
             layer,
+            tenant: Tenant(tenant),
         }
     }
 }

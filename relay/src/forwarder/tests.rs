@@ -91,6 +91,7 @@ fn header(to: u16) -> LinkHeader {
         flow: 1,
         sequence: 1,
         layer: 0,
+        tenant: tradewind_proto::Tenant::NONE,
     }
 }
 

@@ -18,7 +18,6 @@ use super::{
     Shard,
     connection::{Conn, Role},
 };
-use crate::queue::Queued;
 
 /// Answers of an endpoint itself (stateless resets, retries) that wait to be sent.
 const MAX_RESPONSES: usize = 1_024;
@@ -199,7 +198,7 @@ impl Shard {
         {
             Ok((handle, quic)) => {
                 let role = match port {
-                    Port::Client => self.accepted_session(now),
+                    Port::Client => self.accepted_session(),
                     Port::Link(_) => self.accepted_link(port, now),
                 };
                 self.insert(port, handle, quic, role);
@@ -260,7 +259,7 @@ impl Shard {
             return;
         }
         conn.alive = false;
-        let waiting: Vec<Queued> = conn.queue.drain().collect();
+        let waiting = conn.queue.drain();
         let (slot, peer) = match &conn.role {
             Role::Session(session) => (Some(session.slot), None),
             Role::Link(link) => (None, link.peer),

@@ -155,7 +155,8 @@ impl Shard {
                 return;
             }
         } else {
-            let dropped = conn.queue.push_datagram(queued).count();
+            let mut dropped = 0;
+            conn.queue.push_datagram(queued, |_| dropped += 1);
             for _ in 0..dropped {
                 self.metrics.count_drop(DropReason::QueueFull);
             }
@@ -212,7 +213,7 @@ impl Shard {
     pub(super) fn requeue(&mut self, key: ConnKey, now: Instant) {
         let waiting: Vec<Queued> = self
             .conn_mut(key)
-            .map_or_else(Vec::new, |conn| conn.queue.drain().collect());
+            .map_or_else(Vec::new, |conn| conn.queue.drain());
         self.forward_again(waiting, now);
     }
 

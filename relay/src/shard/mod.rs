@@ -49,6 +49,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
+    apps::{AppRates, Apps},
     directory::{self, Directory, RENEWAL, Whereabouts},
     forwarder::Split,
     groups::GroupSettings,
@@ -66,6 +67,10 @@ const STALL: Duration = Duration::from_millis(15);
 /// Links are not judged for as long after a stall as it took, but at most so long: what has waited
 /// has been worked off by then.
 const MOST_DISTRUST: Duration = Duration::from_millis(300);
+
+/// What comes for a connection is taken from QUIC after so many bytes, however much comes at once: QUIC
+/// drops datagrams beyond its buffer without a word (256 KiB for clients).
+const MOST_UNREAD: usize = 64 << 10;
 
 /// What a timer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +109,7 @@ pub(crate) struct ShardConfig {
     /// The uplinks, 0 first.
     pub(crate) link_ports: Vec<LinkPort>,
     pub(crate) limits: Limits,
+    pub(crate) app_rates: AppRates,
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) directory: Arc<Directory>,
@@ -194,6 +200,7 @@ pub(crate) struct Shard {
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
     sessions: usize,
+    apps: Apps,
     requests: BTreeMap<u64, Request>,
     next_request: u64,
     lookups: FxHashMap<UserKey, (Vec<Whereabouts>, Instant)>,
@@ -261,6 +268,7 @@ impl Shard {
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
+            apps: Apps::new(config.app_rates),
             requests: BTreeMap::new(),
             next_request: 0,
             lookups: FxHashMap::default(),
@@ -291,6 +299,7 @@ impl Shard {
         data: BytesMut,
     ) {
         self.now = now;
+        let length = data.len();
         self.buffer.clear();
         let mut buffer = std::mem::take(&mut self.buffer);
         let endpoints = self.endpoints(port);
@@ -301,12 +310,18 @@ impl Shard {
             Some(DatagramEvent::ConnectionEvent(ConnectionHandle(handle), event)) => {
                 if let Some(conn) = endpoints.conns.get_mut(handle).and_then(Option::as_mut) {
                     conn.quic.handle_event(event);
+                    conn.unread += length;
+                    let full = conn.unread > MOST_UNREAD;
                     let serial = endpoints.serials[handle];
-                    self.mark(ConnKey {
+                    let key = ConnKey {
                         port,
                         handle,
                         serial,
-                    });
+                    };
+                    self.mark(key);
+                    if full {
+                        self.drive(key);
+                    }
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => {
@@ -497,6 +512,7 @@ impl Shard {
                 conn.quic.handle_event(event);
             }
         }
+        conn.unread = 0;
         conn.read(|input| inbox.push_back((key, input)));
         if let Role::Link(link) = &mut conn.role {
             link.probing.observe(&conn.quic.stats(), now_us);
@@ -570,11 +586,9 @@ impl Shard {
                 let mut sent = false;
                 loop {
                     buffer.clear();
-                    let Some(transmit) = conn.quic.poll_transmit(now, max_segments, &mut buffer)
-                    else {
+                    let Some(transmit) = conn.poll_transmit(now, max_segments, &mut buffer) else {
                         break;
                     };
-                    conn.sent(transmit.size);
                     if !send(key.port, &transmit, &buffer[..transmit.size]) {
                         // The datagram itself is kept by who said so.
                         room = false;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Instant};
 use bytes::Bytes;
 use prost::Message as _;
 use tradewind_proto::{
-    Class, DropReason, Locator, Profile, RelayIndex, UserKey,
+    Class, DropReason, Locator, Profile, RelayIndex, Tenant, UserKey,
     control::{
         Announce, Announced, DirectoryAnswer, DirectoryLookup, Identity, PacketRejected, Presence,
         RelayMessage, SessionGone, WhoIs, Withdraw, lookup_result, rejected, relay_message,
@@ -336,6 +336,7 @@ impl Shard {
             flow: 0,
             sequence: 0,
             layer: 0,
+            tenant: Tenant::NONE,
         };
         let payload = Bytes::from(message.encode_to_vec());
         self.forward(Packet::new(header, payload, 0, now), now);

@@ -26,7 +26,7 @@ use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
 };
-use crate::{directory::Whereabouts, plan::Plan};
+use crate::{allowance::Allowance, apps::AppId, directory::Whereabouts, plan::Plan};
 
 /// Handles that one session may hold.
 const MAX_HANDLES: usize = 16_384;
@@ -51,8 +51,6 @@ pub(crate) struct Session {
     by_locator: FxHashMap<Locator, u32>,
     /// Handles that lead nowhere any more, and since when.
     resting: VecDeque<(Instant, u32)>,
-    /// Bytes it may send now, and when that was so.
-    allowance: (f64, Instant),
     /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
     rules: [(PlanId, u8); 2],
     groups: groups::SessionGroups,
@@ -68,6 +66,9 @@ pub(super) struct Ready {
     /// It is one of the client's further sessions; its first one is at the relay of that index, if it
     /// has said so.
     further: Option<RelayIndex>,
+    app: AppId,
+    /// What its token allows it to send.
+    allowance: Option<Allowance>,
 }
 
 /// What a handle stands for.
@@ -157,26 +158,42 @@ impl Session {
     fn handle(&self, handle: u32) -> Option<&Handle> {
         self.handles.get((handle as usize).checked_sub(1)?)
     }
+}
 
-    /// Takes `bytes` off what the token's rate allows (bursts of up to a second).
+impl Ready {
+    /// Whether its token allows it to send `bytes` more now.
     fn may_send(&mut self, bytes: usize, now: Instant) -> bool {
-        let Some(rate) = self.ready.as_ref().and_then(|ready| ready.claims.rate_bps) else {
-            return true;
-        };
-        let per_second = rate as f64 / 8.0;
-        let (left, at) = self.allowance;
-        let earned = now.saturating_duration_since(at).as_secs_f64() * per_second;
-        let left = (left + earned).min(per_second.max(packets::MAX_PACKET as f64));
-        let allowed = left >= bytes as f64;
-        let spent = if allowed { bytes as f64 } else { 0.0 };
-        self.allowance = (left - spent, now);
-        allowed
+        let allowance = self.allowance.as_mut();
+        allowance.is_none_or(|allowance| allowance.allows(bytes, now))
     }
+
+    /// Takes what has been sent off what its token allows.
+    fn spend(&mut self, bytes: usize) {
+        if let Some(allowance) = &mut self.allowance {
+            allowance.spend(bytes);
+        }
+    }
+
+    /// Another token for the same user.
+    fn renew(&mut self, claims: Claims, now: Instant) {
+        let rate = rate_of(&claims);
+        self.allowance = match (rate, self.allowance) {
+            (None, _) => None,
+            (Some(rate), None) => Some(Allowance::new(rate, packets::MAX_PACKET, now)),
+            (Some(rate), Some(old)) => Some(old.with_rate(rate, packets::MAX_PACKET, now)),
+        };
+        self.claims = claims;
+    }
+}
+
+/// What a token allows, bytes per second.
+fn rate_of(claims: &Claims) -> Option<f64> {
+    claims.rate_bps.map(|bits| bits as f64 / 8.0)
 }
 
 impl Shard {
     /// A new client connection.
-    pub(super) fn accepted_session(&mut self, now: Instant) -> Role {
+    pub(super) fn accepted_session(&mut self) -> Role {
         Role::Session(Box::new(Session {
             slot: 0,
             generation: self.rng.random(),
@@ -184,7 +201,6 @@ impl Shard {
             handles: Vec::new(),
             by_locator: FxHashMap::default(),
             resting: VecDeque::new(),
-            allowance: (f64::MAX, now),
             rules: [(PlanId::NONE, 0); 2],
             groups: groups::SessionGroups::default(),
         }))
@@ -223,7 +239,7 @@ impl Shard {
                 self.tell(key, id, edge_message::Body::FoundEdges(Edges { edges }));
             }
             client_message::Body::RefreshToken(refresh) if ready => {
-                self.refresh(key, id, &refresh.token);
+                self.refresh(key, id, &refresh.token, now);
                 self.leave_denied_groups(key, now);
             }
             client_message::Body::JoinGroup(join) if ready => {
@@ -283,6 +299,7 @@ impl Shard {
             self.slots.push(None);
             self.slots.len() as u32
         });
+        let app = self.apps.enter(&claims.app, packets::MAX_PACKET, now);
         let Some(session) = self.session_mut(key) else {
             return;
         };
@@ -292,10 +309,6 @@ impl Shard {
             slot,
             generation: session.generation,
         };
-        session.allowance = (
-            claims.rate_bps.map_or(f64::MAX, |rate| rate as f64 / 8.0),
-            now,
-        );
         let welcome = Welcome {
             relay: tables.name_of(tables.me).unwrap_or_default().to_owned(),
             region: tables
@@ -313,6 +326,8 @@ impl Shard {
         };
         session.ready = Some(Ready {
             user: user.clone(),
+            app,
+            allowance: rate_of(&claims).map(|rate| Allowance::new(rate, packets::MAX_PACKET, now)),
             claims,
             instance: hello.instance,
             further,
@@ -400,14 +415,14 @@ impl Shard {
         (hop.cost_us > 0).then_some(hop.cost_us)
     }
 
-    fn refresh(&mut self, key: ConnKey, id: u32, token: &str) {
+    fn refresh(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
         let verified = self.tables.keys.verify(token, self.wall);
         let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) else {
             return;
         };
         let answer = match verified {
             Ok(claims) if claims.app == ready.user.app && claims.user == ready.user.user => {
-                ready.claims = claims;
+                ready.renew(claims, now);
                 Refreshed {
                     expires_unix_s: ready.claims.exp,
                     error: String::new(),
@@ -556,6 +571,7 @@ impl Shard {
         self.leave_all_groups(key, now);
         let user = self.session(key).and_then(Session::user).cloned();
         if let Some(user) = user {
+            self.apps.leave(&user.app);
             self.withdraw(&user, locator, now);
         }
     }

@@ -25,6 +25,8 @@ pub struct TestClient {
     frames: FrameReader,
     next_id: u32,
     lane: Option<quinn::SendStream>,
+    /// News that came while an answer was awaited.
+    passed_by: Vec<EdgeMessage>,
     pub relay: String,
 }
 
@@ -53,6 +55,7 @@ impl TestClient {
             frames: FrameReader::new(MAX_FRAME),
             next_id: 0,
             lane: None,
+            passed_by: Vec::new(),
             relay: String::new(),
         };
         let hello = client_message::Body::Hello(Hello {
@@ -93,12 +96,18 @@ impl TestClient {
         }
     }
 
+    /// The news that came while answers were awaited.
+    pub fn take_news(&mut self) -> Vec<EdgeMessage> {
+        std::mem::take(&mut self.passed_by)
+    }
+
     pub async fn answer(&mut self, id: u32) -> Option<edge_message::Body> {
         loop {
             let message = self.news().await?;
             if message.reply_to == id {
                 return message.body;
             }
+            self.passed_by.push(message);
         }
     }
 

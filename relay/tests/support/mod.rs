@@ -14,7 +14,7 @@ use tradewind_proto::{
     control::{Activate, PlanName},
     token::Claims,
 };
-use tradewind_relay::{GroupSettings, Placement, Relay, RelaySettings, StartError};
+use tradewind_relay::{AppRates, GroupSettings, Placement, Relay, RelaySettings, StartError};
 use tradewind_trust::{Ca, TokenSigner};
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
 
@@ -128,6 +128,7 @@ impl World {
             state_file: None,
             max_sessions: 1_000,
             groups: GroupSettings::default(),
+            app_rates: AppRates::default(),
             latitude: 0.0,
             longitude: 0.0,
         };

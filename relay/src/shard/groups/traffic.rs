@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use rand::RngExt;
 use tradewind_proto::{
-    Class, DropReason, GroupKey, Locator, RelayIndex,
+    Class, DropReason, GroupKey, Locator, RelayIndex, Tenant,
     control::GroupSegment,
     lane::LaneFrame,
     packet::{Destination, Kind, LinkHeader, MAX_PASSED, RelaySet},
@@ -313,7 +313,8 @@ impl Shard {
         };
         let queued = Queued { packet, handle: 0 };
         if !queued.packet.header.kind.is_reliable() {
-            let dropped = conn.queue.push_datagram(queued).count();
+            let mut dropped = 0;
+            conn.queue.push_datagram(queued, |_| dropped += 1);
             for _ in 0..dropped {
                 self.metrics.count_drop(DropReason::QueueFull);
             }
@@ -359,6 +360,7 @@ impl Shard {
             age_us: held.age_at(now),
             flow: lane.lane,
             sequence: sequence as u32,
+            tenant: Tenant::of(&id.app),
             ..message_header(held.class, held.source, Destination::Group(lane.group))
         };
         Some(Packet::new(header, held.payload.clone(), 0, now))
@@ -404,6 +406,7 @@ fn message_header(class: Class, sender: Locator, destination: Destination) -> Li
         flow: 0,
         sequence: 0,
         layer: 0,
+        tenant: Tenant::NONE,
     }
 }
 

@@ -249,7 +249,7 @@ impl Shard {
         let Role::Session(session) = &mut conn.role else {
             return Err(DropReason::Unexpected);
         };
-        let Some(ready) = &session.ready else {
+        let Some(ready) = &mut session.ready else {
             return Err(DropReason::NotReady);
         };
         let belongs = match access.kind {
@@ -271,14 +271,18 @@ impl Shard {
             return Err(DropReason::Denied);
         }
         let (user, max_message) = (ready.user.user.clone(), claims.max_message_bytes());
-        if !session.may_send(raw.len(), now) {
-            return Err(DropReason::RateLimited);
-        }
+        let (app, may_send) = (ready.app, ready.may_send(raw.len(), now));
         let sender = Locator {
             relay: tables.me,
             slot: session.slot,
             generation: session.generation,
         };
+        if !may_send || !self.apps.may_send(app, raw.len(), now) {
+            return Err(DropReason::RateLimited);
+        }
+        if let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) {
+            ready.spend(raw.len());
+        }
         // It may have been idle so long that the edge has forgotten it.
         if !self.know_group(group, &id, now) {
             return Err(DropReason::QueueFull);
@@ -302,6 +306,7 @@ impl Shard {
             flow: access.flow,
             sequence: access.sequence,
             layer: access.layer,
+            tenant: self.apps.tenant(app),
         };
         Ok(Sent {
             group,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tradewind_proto::{
-    DropReason, Locator, MAX_SEGMENT, RelayIndex, UserKey,
+    DropReason, Locator, MAX_SEGMENT, RelayIndex, Tenant, UserKey,
     control::{Gone, Peer, Rejected, edge_message, rejected},
     packet::{AccessHeader, Destination, Kind, LinkHeader, MAX_PASSED},
 };
@@ -18,6 +18,15 @@ const LANE_OVERHEAD: usize = 256;
 pub(super) const MAX_PACKET: usize = AccessHeader::LEN + MAX_SEGMENT + LANE_OVERHEAD;
 /// How often it is asked who a sender is while nobody answers.
 const INTRODUCTION_PERIOD: Duration = Duration::from_secs(3);
+
+/// A packet that a client may send.
+struct Admitted {
+    sender: Locator,
+    destination: Locator,
+    /// The delay of the client's own leg.
+    leg: Duration,
+    tenant: Tenant,
+}
 
 impl Shard {
     /// A packet from a client enters the network here.
@@ -36,7 +45,13 @@ impl Shard {
             return self.group_packet(key, &access, raw, reliable, now);
         }
         match self.admit(key, &access, raw.len(), reliable, now) {
-            Ok((sender, destination, leg)) => {
+            Ok(admitted) => {
+                let Admitted {
+                    sender,
+                    destination,
+                    leg,
+                    tenant,
+                } = admitted;
                 self.metrics.count_ingress(access.class);
                 let payload = raw.len() - AccessHeader::LEN;
                 self.count_demand(destination.relay, access.class, payload);
@@ -68,6 +83,7 @@ impl Shard {
                     flow: access.flow,
                     sequence: access.sequence,
                     layer: 0,
+                    tenant,
                 };
                 self.forward(Packet::new(header, raw, AccessHeader::LEN, now), now);
             }
@@ -102,7 +118,7 @@ impl Shard {
         self.tell_rejected(key, reason, access.handle, access.flow, access.sequence);
     }
 
-    /// Whether a client may send a packet: from which locator, to which, and its own leg's delay.
+    /// Whether a client may send a packet.
     fn admit(
         &mut self,
         key: ConnKey,
@@ -110,7 +126,7 @@ impl Shard {
         length: usize,
         reliable: bool,
         now: Instant,
-    ) -> Result<(Locator, Locator, Duration), DropReason> {
+    ) -> Result<Admitted, DropReason> {
         let me = self.tables.me;
         let Some(conn) = self.conn_mut(key) else {
             return Err(DropReason::ConnectionClosed);
@@ -119,7 +135,7 @@ impl Shard {
         let Role::Session(session) = &mut conn.role else {
             return Err(DropReason::Unexpected);
         };
-        let Some(ready) = &session.ready else {
+        let Some(ready) = &mut session.ready else {
             return Err(DropReason::NotReady);
         };
         let belongs = match access.kind {
@@ -136,6 +152,7 @@ impl Shard {
         if length > MAX_PACKET {
             return Err(DropReason::TooLarge);
         }
+        let (app, may_send) = (ready.app, ready.may_send(length, now));
         let Some(handle) = session.handle(access.handle) else {
             return Err(DropReason::UnknownHandle);
         };
@@ -143,15 +160,23 @@ impl Shard {
         if destination.is_relay_itself() && access.kind != Kind::EchoRequest {
             return Err(DropReason::Denied);
         }
-        if !session.may_send(length, now) {
-            return Err(DropReason::RateLimited);
-        }
         let sender = Locator {
             relay: me,
             slot: session.slot,
             generation: session.generation,
         };
-        Ok((sender, destination, leg))
+        if !may_send || !self.apps.may_send(app, length, now) {
+            return Err(DropReason::RateLimited);
+        }
+        if let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) {
+            ready.spend(length);
+        }
+        Ok(Admitted {
+            sender,
+            destination,
+            leg,
+            tenant: self.apps.tenant(app),
+        })
     }
 
     /// A packet for a session of this relay.
