@@ -127,6 +127,7 @@ impl Member {
                 } else {
                     Class::Message
                 },
+                ..SendOptions::default()
             };
             let to = watched.ledger.name(send.to);
             let receipt = self.client.enqueue(to, payload, options);
