@@ -31,6 +31,10 @@ deny:
 smoke:
     .ci/run build smoke
 
+# Real processes on loopback: relays are killed, and no message is lost, doubled or out of order
+kills:
+    .ci/run build kills
+
 # What a relay costs, beside bare sockets
 bench *ARGS:
     cargo build --release --workspace

@@ -162,6 +162,15 @@ fn who_names_no_network_is_told_how_to() {
         &["send", "--edge", "127.0.0.1:1", "bob", "hi"],
     );
     good(dir, &["ca", "init", "--dir", "ca"]);
+    for args in [
+        &["bob"][..],
+        &["bob", "hi", "--lines"],
+        &["bob", "--file", "f", "--lines"],
+        &["bob", "hi", "--interval", "1s"],
+    ] {
+        let output = tradewind(dir, &[&["send"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
     let send = ["send", "--edge", "127.0.0.1:1", "--ca", "ca/ca.pem"];
     refused(
         dir,

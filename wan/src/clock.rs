@@ -44,6 +44,8 @@ pub(crate) struct ClockState {
     host_origin_ns: i64,
     /// Parts per billion.
     drift_ppb: i64,
+    /// From here until `net_origin_ns` it stands still.
+    paused_from_ns: Option<u64>,
 }
 
 impl ClockState {
@@ -53,6 +55,7 @@ impl ClockState {
             net_origin_ns: 0,
             host_origin_ns: offset_us * 1000,
             drift_ppb: 0,
+            paused_from_ns: None,
         };
         state.set_drift(clock.drift_ppm, 0);
         state
@@ -61,12 +64,29 @@ impl ClockState {
     /// The clock goes on from its present reading at another speed.
     pub(crate) fn set_drift(&mut self, drift_ppm: f64, net_now_ns: u64) {
         self.host_origin_ns = self.host_ns(net_now_ns);
-        self.net_origin_ns = net_now_ns;
+        self.net_origin_ns = match self.paused_from_ns {
+            Some(_) => self.net_origin_ns.max(net_now_ns),
+            None => net_now_ns,
+        };
         self.drift_ppb = (drift_ppm.clamp(-500_000.0, 500_000.0) * 1000.0).round() as i64;
     }
 
+    /// The clock stands still until `until_ns`; a longer pause that has begun stays.
+    pub(crate) fn pause(&mut self, net_now_ns: u64, until_ns: u64) {
+        let already_until_ns = match self.paused_from_ns {
+            Some(_) => self.net_origin_ns,
+            None => 0,
+        };
+        self.host_origin_ns = self.host_ns(net_now_ns);
+        self.net_origin_ns = until_ns.max(already_until_ns).max(net_now_ns);
+        self.paused_from_ns = Some(net_now_ns);
+    }
+
     pub(crate) fn host_ns(&self, net_ns: u64) -> i64 {
-        let elapsed = i128::from(net_ns) - i128::from(self.net_origin_ns);
+        let mut elapsed = i128::from(net_ns) - i128::from(self.net_origin_ns);
+        if self.paused_from_ns.is_some_and(|from_ns| net_ns >= from_ns) {
+            elapsed = elapsed.max(0);
+        }
         let drifted = elapsed + (elapsed * i128::from(self.drift_ppb)).div_euclid(BILLION);
         (i128::from(self.host_origin_ns) + drifted) as i64
     }
@@ -121,6 +141,22 @@ mod tests {
         assert_eq!(clock.host_ns(10_000_000_000), before);
         assert_eq!(before, 10_001_000_000);
         assert_eq!(clock.host_ns(20_000_000_000), before + 9_999_000_000);
+    }
+
+    #[test]
+    fn a_paused_clock_goes_on_where_it_stopped_and_its_deadlines_come_so_much_later() {
+        let mut clock = ClockState::new(HostClock::new(0, 100.0));
+        let stopped = clock.host_ns(10_000_000_000);
+        clock.pause(10_000_000_000, 40_000_000_000);
+        clock.pause(20_000_000_000, 30_000_000_000);
+        for net in [20_000_000_000, 35_000_000_000, 40_000_000_000] {
+            assert_eq!(clock.host_ns(net), stopped);
+        }
+        assert_eq!(clock.host_ns(50_000_000_000), stopped + 10_001_000_000);
+        assert_eq!(clock.net_ns(stopped + 10_001_000_000), 50_000_000_000);
+        clock.set_drift(0.0, 25_000_000_000);
+        assert_eq!(clock.host_ns(39_000_000_000), stopped);
+        assert_eq!(clock.host_ns(41_000_000_000), stopped + 1_000_000_000);
     }
 
     #[test]

@@ -202,10 +202,14 @@ impl Engine {
     /// A packet has arrived.
     pub(crate) fn deliver(&self, link: &Link, to: &HostNode, datagram: Datagram) {
         let outline = datagram.outline();
-        to.deliver(datagram, |fate| {
+        let count = |fate| {
             link.count(fate, outline.len);
             self.trace(fate, &outline);
-        });
+        };
+        if to.is_asleep(self.now_ns()) {
+            return count(Fate::DeadHost);
+        }
+        to.deliver(datagram, count);
     }
 
     /// In real time, a packet due now need not make the detour over the timer thread.
@@ -282,7 +286,10 @@ impl Engine {
             match event.what {
                 What::Timer(timer) => timer.fire(event.at_ns, self),
                 What::Deliver(packet) => {
-                    if let Some(until_ns) = packet.to.stalled_until(self.now_ns()) {
+                    let now_ns = self.now_ns();
+                    if let Some(until_ns) = packet.to.stalled_until(now_ns)
+                        && !packet.to.is_asleep(now_ns)
+                    {
                         self.schedule(self.round_up(until_ns), What::Deliver(packet));
                         continue;
                     }

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -49,22 +49,26 @@ impl WanHost {
         }
     }
 
+    pub(crate) fn node(&self) -> &Arc<HostNode> {
+        &self.node
+    }
+
     /// The host's IPv4 address.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
-        self.node.ip4.into()
+        self.node.ip4().into()
     }
 
     /// The host's IPv6 address.
     #[must_use]
     pub fn ip6(&self) -> IpAddr {
-        self.node.ip6.into()
+        self.node.ip6().into()
     }
 
     /// Where the host is.
     #[must_use]
     pub fn place(&self) -> PlaceId {
-        self.node.place
+        self.node.place()
     }
 
     /// Sets the one-way delay between this host and its place's exit, both ways, on top of the
@@ -97,6 +101,19 @@ impl WanHost {
             .now_ns()
             .saturating_add(nanoseconds(duration));
         self.node.stalled_until_ns.fetch_max(until_ns, Relaxed);
+    }
+
+    /// Puts the machine to sleep for `duration` from now on, as when a laptop is shut: nothing runs,
+    /// what arrives is lost (counted as `dead_host`), and the monotonic clock stands still, while the
+    /// wall clock is right again afterwards. A longer sleep that is under way stays.
+    pub fn sleep_for(&self, duration: Duration) {
+        let now_ns = self.core.engine.now_ns();
+        let until_ns = now_ns.saturating_add(nanoseconds(duration));
+        let slept_ns = self.node.asleep_until_ns.fetch_max(until_ns, Relaxed);
+        self.node.stalled_until_ns.fetch_max(until_ns, Relaxed);
+        self.node.clock_state().pause(now_ns, until_ns);
+        let more_ns = until_ns.saturating_sub(slept_ns.max(now_ns));
+        self.step_wall_clock(i64::try_from(more_ns / 1000).unwrap_or(i64::MAX));
     }
 
     /// Has every write to this host's disk take `wait` from now on (see [`Host::disk_wait`]); 0 at
@@ -142,7 +159,7 @@ impl WanHost {
 
 impl fmt::Debug for WanHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WanHost({})", self.node.ip4)
+        write!(f, "WanHost({})", self.node.ip4())
     }
 }
 
@@ -166,7 +183,7 @@ impl Host for WanHost {
                 io::ErrorKind::NetworkDown,
                 format!(
                     "cannot bind {address}: host {} has been killed",
-                    self.node.ip4
+                    self.node.ip4()
                 ),
             ));
         }
@@ -196,14 +213,16 @@ impl Host for WanHost {
 /// What the network itself knows of a host.
 pub(crate) struct HostNode {
     pub(crate) index: u32,
-    pub(crate) place: PlaceId,
-    ip4: Ipv4Addr,
-    ip6: Ipv6Addr,
+    place: AtomicU32,
+    /// What its addresses end in.
+    number: AtomicU32,
     access_ns: AtomicU64,
     clock: Mutex<ClockState>,
     wall_step_us: AtomicI64,
     /// Network time until which its process gets no processor.
     stalled_until_ns: AtomicU64,
+    /// Network time until which it hears nothing, either.
+    asleep_until_ns: AtomicU64,
     disk_wait_ns: AtomicU64,
     rng: Mutex<Rng>,
     alive: AtomicBool,
@@ -229,17 +248,23 @@ struct Tasks {
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
 
 impl HostNode {
-    pub(crate) fn new(index: u32, place: PlaceId, clock: HostClock, seed: [u8; 32]) -> Self {
-        let number = index + 1;
+    /// `number` is what its addresses end in.
+    pub(crate) fn new(
+        index: u32,
+        number: u32,
+        place: PlaceId,
+        clock: HostClock,
+        seed: [u8; 32],
+    ) -> Self {
         Self {
             index,
-            place,
-            ip4: Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() | (number & 0xff_ffff)),
-            ip6: Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(number)),
+            place: AtomicU32::new(place.0),
+            number: AtomicU32::new(number),
             access_ns: AtomicU64::new(0),
             clock: Mutex::new(ClockState::new(clock)),
             wall_step_us: AtomicI64::new(0),
             stalled_until_ns: AtomicU64::new(0),
+            asleep_until_ns: AtomicU64::new(0),
             disk_wait_ns: AtomicU64::new(0),
             rng: Mutex::new(Rng::from_seed(seed)),
             alive: AtomicBool::new(true),
@@ -250,11 +275,32 @@ impl HostNode {
 
     /// A host at no place that only lends its exact clock.
     pub(crate) fn observer() -> Self {
-        Self::new(u32::MAX - 1, PlaceId::NOWHERE, HostClock::EXACT, [0; 32])
+        let nobody = u32::MAX;
+        Self::new(nobody, 0, PlaceId::NOWHERE, HostClock::EXACT, [0; 32])
+    }
+
+    pub(crate) fn place(&self) -> PlaceId {
+        PlaceId(self.place.load(Relaxed))
+    }
+
+    fn ip4(&self) -> Ipv4Addr {
+        let number = self.number.load(Relaxed) & 0xff_ffff;
+        Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() | number)
+    }
+
+    fn ip6(&self) -> Ipv6Addr {
+        let number = self.number.load(Relaxed);
+        Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(number))
     }
 
     pub(crate) fn addresses(&self) -> [IpAddr; 2] {
-        [self.ip4.into(), self.ip6.into()]
+        [self.ip4().into(), self.ip6().into()]
+    }
+
+    /// See [`Wan::move_host`](crate::Wan::move_host).
+    pub(crate) fn moved(&self, place: PlaceId, number: u32) {
+        self.place.store(place.0, Relaxed);
+        self.number.store(number, Relaxed);
     }
 
     pub(crate) fn owns(&self, ip: IpAddr) -> bool {
@@ -264,8 +310,8 @@ impl HostNode {
     /// The own address of the same family as `peer`.
     pub(crate) fn address_like(&self, peer: IpAddr) -> IpAddr {
         match peer {
-            IpAddr::V4(_) => self.ip4.into(),
-            IpAddr::V6(_) => self.ip6.into(),
+            IpAddr::V4(_) => self.ip4().into(),
+            IpAddr::V6(_) => self.ip6().into(),
         }
     }
 
@@ -277,6 +323,11 @@ impl HostNode {
     pub(crate) fn stalled_until(&self, now_ns: u64) -> Option<u64> {
         let until_ns = self.stalled_until_ns.load(Relaxed);
         (until_ns > now_ns).then_some(until_ns)
+    }
+
+    /// Whether it hears nothing at `now_ns`.
+    pub(crate) fn is_asleep(&self, now_ns: u64) -> bool {
+        self.asleep_until_ns.load(Relaxed) > now_ns
     }
 
     pub(crate) fn access_ns(&self) -> u64 {
@@ -312,6 +363,9 @@ impl HostNode {
             return fate(Fate::DeadHost);
         }
         let (ip, port) = (datagram.destination.ip(), datagram.destination.port());
+        if !self.owns(ip) {
+            return fate(Fate::NoSocket);
+        }
         let socket = {
             let ports = self.ports();
             std::iter::once(&ip)
@@ -331,7 +385,7 @@ impl HostNode {
                 io::ErrorKind::AddrNotAvailable,
                 format!(
                     "cannot bind {address}: host {} has no such address",
-                    self.ip4
+                    self.ip4()
                 ),
             ));
         }
@@ -372,7 +426,7 @@ impl HostNode {
 
 impl fmt::Debug for HostNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostNode({})", self.ip4)
+        write!(f, "HostNode({})", self.ip4())
     }
 }
 

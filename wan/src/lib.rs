@@ -38,11 +38,16 @@
 //! # Links
 //! Each ordered pair of places has a link or none; places have a perfect link to themselves, so
 //! hosts at one place are 0 ms apart. A [`LinkSpec`] says what a link does: delay, jitter, random
-//! and burst loss, bandwidth with a finite queue, MTU. It can be replaced at any time
+//! and burst loss, duplicates, reordering, bandwidth with a finite queue, MTU. It can be replaced at any time
 //! ([`Wan::set_link`]), and the link be cut and healed ([`Wan::cut`], [`Wan::heal`]). Packets
 //! already under way when a link is changed or cut still arrive. Every packet that vanishes is
 //! counted with its reason ([`LinkStats`]). The bandwidth of a link is shared by all hosts of the
 //! two places.
+//!
+//! # Hosts
+//! A host can be killed and revived ([`WanHost::kill`]), get no processor for a while
+//! ([`WanHost::stall`]), sleep ([`WanHost::sleep_for`]), and move to another place or network, with
+//! new addresses under living sockets ([`Wan::move_host`]).
 //!
 //! # Clocks
 //! Every host has its own monotonic and wall clock ([`HostClock`]); timers run by it.
@@ -87,7 +92,7 @@ use std::{
 pub use clock::HostClock;
 pub use engine::{DeliveryError, Mode};
 pub use host::WanHost;
-pub use link::{Bandwidth, BurstLoss, Jitter, LinkSpec, LinkStats};
+pub use link::{Bandwidth, BurstLoss, Jitter, LinkSpec, LinkStats, Overtaking};
 pub use topology::PlaceId;
 
 use engine::Engine;

@@ -30,6 +30,11 @@ pub struct LinkSpec {
     pub loss: f64,
     /// Loss in bursts, besides `loss`.
     pub burst: Option<BurstLoss>,
+    /// Probability that a packet arrives twice, each independently, 0 to 1. The copy comes with
+    /// jitter of its own, and as late as [`LinkSpec::overtaking`] has it.
+    pub duplicate: f64,
+    /// Packets that are held back so that others overtake them, whatever `keep_order` says.
+    pub overtaking: Option<Overtaking>,
     /// Bandwidth and the queue before it; `None` is unlimited.
     pub bandwidth: Option<Bandwidth>,
     /// Largest IP packet in bytes, headers included (IPv4 and UDP: 28, IPv6 and UDP: 48). Larger
@@ -45,6 +50,8 @@ impl Default for LinkSpec {
             keep_order: true,
             loss: 0.0,
             burst: None,
+            duplicate: 0.0,
+            overtaking: None,
             bandwidth: None,
             mtu: 1500,
         }
@@ -95,6 +102,15 @@ pub struct BurstLoss {
     pub loss: f64,
 }
 
+/// Reordering: some packets take longer than the others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Overtaking {
+    /// Probability that a packet is held back, each independently, 0 to 1.
+    pub share: f64,
+    /// It comes evenly up to so much later.
+    pub by: Duration,
+}
+
 /// Bandwidth of a link and the drop-tail queue before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bandwidth {
@@ -112,6 +128,10 @@ pub struct Bandwidth {
 pub struct LinkStats {
     /// Handed to the link.
     pub sent: u64,
+    /// Copies that [`LinkSpec::duplicate`] made of them: what becomes of these is counted besides.
+    pub duplicated: u64,
+    /// Packets and copies held back by [`LinkSpec::overtaking`].
+    pub held_back: u64,
     /// Placed into the destination socket's inbox.
     pub delivered: u64,
     /// Payload bytes placed there.
@@ -128,9 +148,9 @@ pub struct LinkStats {
     pub cut: u64,
     /// Sent though there is no such link (an unknown cell of the matrix).
     pub no_link: u64,
-    /// Sent by a killed host's socket, or arrived at a dead host.
+    /// Sent by a killed host's socket, or arrived at a host that was dead or asleep.
     pub dead_host: u64,
-    /// Arrived at a port where nobody listens.
+    /// Arrived at a port where nobody listens, or at an address that its host no longer has.
     pub no_socket: u64,
     /// Arrived at a socket whose inbox was full.
     pub inbox_full: u64,
@@ -154,11 +174,13 @@ impl LinkStats {
     /// Packets under way: neither delivered nor vanished yet.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.sent.saturating_sub(self.delivered + self.vanished())
+        (self.sent + self.duplicated).saturating_sub(self.delivered + self.vanished())
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         self.sent += other.sent;
+        self.duplicated += other.duplicated;
+        self.held_back += other.held_back;
         self.delivered += other.delivered;
         self.delivered_bytes += other.delivered_bytes;
         self.lost_random += other.lost_random;
@@ -195,6 +217,8 @@ const FATES: usize = 10;
 pub(crate) struct Link {
     state: Mutex<LinkState>,
     sent: AtomicU64,
+    duplicated: AtomicU64,
+    held_back: AtomicU64,
     /// Packets in the engine's queue; changed upwards only under the lock of `state`.
     queued: AtomicU64,
     delivered_bytes: AtomicU64,
@@ -225,6 +249,16 @@ pub(crate) struct Offer {
     pub(crate) access_ns: u64,
 }
 
+/// When a packet arrives: network time in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrivals {
+    pub(crate) at_ns: u64,
+    /// And once more.
+    pub(crate) copy_ns: Option<u64>,
+    /// How many of them are held back.
+    pub(crate) held_back: u64,
+}
+
 impl Link {
     pub(crate) fn new(spec: Option<LinkSpec>, seed: [u8; 32]) -> Self {
         Self {
@@ -237,6 +271,8 @@ impl Link {
                 last_delivery_ns: FxHashMap::default(),
             }),
             sent: AtomicU64::new(0),
+            duplicated: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             delivered_bytes: AtomicU64::new(0),
             fates: Default::default(),
@@ -251,6 +287,12 @@ impl Link {
 
     pub(crate) fn count_sent(&self) {
         self.sent.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_arrivals(&self, arrivals: &Arrivals) {
+        let copies = u64::from(arrivals.copy_ns.is_some());
+        self.duplicated.fetch_add(copies, Relaxed);
+        self.held_back.fetch_add(arrivals.held_back, Relaxed);
     }
 
     pub(crate) fn count(&self, fate: Fate, payload_bytes: usize) {
@@ -278,6 +320,8 @@ impl Link {
         let fate = |fate: Fate| self.fates[fate as usize].load(Relaxed);
         LinkStats {
             sent: self.sent.load(Relaxed),
+            duplicated: self.duplicated.load(Relaxed),
+            held_back: self.held_back.load(Relaxed),
             delivered: fate(Fate::Delivered),
             delivered_bytes: self.delivered_bytes.load(Relaxed),
             lost_random: fate(Fate::LostRandom),
@@ -294,9 +338,8 @@ impl Link {
 }
 
 impl LinkState {
-    /// Sends one packet over the link: the network time in nanoseconds at which it arrives, or
-    /// why it never does.
-    pub(crate) fn admit(&mut self, offer: &Offer) -> Result<u64, Fate> {
+    /// Sends one packet over the link: when it arrives, or why it never does.
+    pub(crate) fn admit(&mut self, offer: &Offer) -> Result<Arrivals, Fate> {
         let Some(spec) = &self.spec else {
             return Err(Fate::NoLink);
         };
@@ -341,16 +384,36 @@ impl LinkState {
                 return Err(Fate::LostBurst);
             }
         }
-        let mut arrival_ns = departure_ns
-            .saturating_add(nanoseconds(spec.delay))
-            .saturating_add(draw(spec.jitter, &mut self.rng))
-            .saturating_add(offer.access_ns);
-        if spec.keep_order {
-            let last_ns = self.last_delivery_ns.entry(offer.pair).or_default();
-            arrival_ns = arrival_ns.max(*last_ns);
-            *last_ns = arrival_ns;
-        }
-        Ok(arrival_ns)
+        let mut arrivals = Arrivals {
+            at_ns: 0,
+            copy_ns: None,
+            held_back: 0,
+        };
+        let last_ns = self.last_delivery_ns.entry(offer.pair).or_default();
+        let rng = &mut self.rng;
+        let mut arrival = |rng: &mut Rng| {
+            let arrival_ns = departure_ns
+                .saturating_add(nanoseconds(spec.delay))
+                .saturating_add(draw(spec.jitter, rng))
+                .saturating_add(offer.access_ns);
+            if let Some(Overtaking { share, by }) = spec.overtaking
+                && unit(rng) < share
+            {
+                arrivals.held_back += 1;
+                let max = by;
+                return arrival_ns.saturating_add(draw(Jitter::Uniform { max }, rng));
+            }
+            if !spec.keep_order {
+                return arrival_ns;
+            }
+            *last_ns = arrival_ns.max(*last_ns);
+            *last_ns
+        };
+        let at_ns = arrival(rng);
+        let twice = spec.duplicate > 0.0 && unit(rng) < spec.duplicate;
+        let copy_ns = twice.then(|| arrival(rng));
+        (arrivals.at_ns, arrivals.copy_ns) = (at_ns, copy_ns);
+        Ok(arrivals)
     }
 }
 

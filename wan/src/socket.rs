@@ -36,7 +36,7 @@ const INBOX_BYTES: usize = 4 << 20;
 const DATAGRAM_OVERHEAD: usize = 256;
 
 /// One UDP datagram. Addresses are never IPv4-mapped ones here.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Datagram {
     pub(crate) source: SocketAddr,
     pub(crate) destination: SocketAddr,
@@ -189,9 +189,11 @@ impl AsyncUdpSocket for WanSocket {
             return Ok(());
         };
         let headers = if to.is_ipv4() { 28 } else { 48 };
-        let dead = self.shared.closed.load(Relaxed) || !self.node.is_alive();
         let engine = &self.core.engine;
         let now_ns = engine.now_ns();
+        let dead = self.shared.closed.load(Relaxed)
+            || !self.node.is_alive()
+            || self.node.is_asleep(now_ns);
         let access_ns = self.node.access_ns() + to_node.access_ns();
         // The link stays locked until its packets are queued or delivered: else two threads could
         // turn the order of packets due at the same instant around.
@@ -219,22 +221,27 @@ impl AsyncUdpSocket for WanSocket {
                 state.admit(&offer)
             };
             match fate {
-                Ok(at_ns)
-                    if engine.mode == Mode::Real
-                        && at_ns <= now_ns
-                        && link.queue_is_empty()
-                        && to_node.stalled_until(now_ns).is_none() =>
-                {
-                    engine.deliver_now(&link, &to_node, datagram);
-                }
-                Ok(at_ns) => {
-                    link.enters_queue();
-                    let packet = Packet {
-                        link: link.clone(),
-                        to: to_node.clone(),
-                        datagram,
-                    };
-                    later.push((engine.round_up(at_ns), What::Deliver(Box::new(packet))));
+                Ok(arrivals) => {
+                    link.count_arrivals(&arrivals);
+                    let copy = arrivals.copy_ns.map(|at_ns| (at_ns, datagram.clone()));
+                    for (at_ns, datagram) in std::iter::once((arrivals.at_ns, datagram)).chain(copy)
+                    {
+                        if engine.mode == Mode::Real
+                            && at_ns <= now_ns
+                            && link.queue_is_empty()
+                            && to_node.stalled_until(now_ns).is_none()
+                        {
+                            engine.deliver_now(&link, &to_node, datagram);
+                            continue;
+                        }
+                        link.enters_queue();
+                        let packet = Packet {
+                            link: link.clone(),
+                            to: to_node.clone(),
+                            datagram,
+                        };
+                        later.push((engine.round_up(at_ns), What::Deliver(Box::new(packet))));
+                    }
                 }
                 Err(fate) => {
                     link.count(fate, 0);

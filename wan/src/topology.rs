@@ -18,7 +18,7 @@ use crate::{
 
 /// A place of one network: what links connect and hosts stand at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PlaceId(u32);
+pub struct PlaceId(pub(crate) u32);
 
 /// The map. Methods panic on a [`PlaceId`] of another network.
 impl Wan {
@@ -97,11 +97,32 @@ impl Wan {
         let index = map.hosts as u32;
         map.hosts += 1;
         let seed = sub_seed(self.core.seed, HOST_SEEDS, u64::from(index), 0);
-        let node = Arc::new(HostNode::new(index, place, clock, seed));
+        let number = map.next_number();
+        let node = Arc::new(HostNode::new(index, number, place, clock, seed));
         for ip in node.addresses() {
             map.by_ip.insert(ip, node.clone());
         }
         Arc::new(WanHost::new(self.core.clone(), node))
+    }
+
+    /// Takes a host to a place, which may be the one where it is, and gives it new addresses there,
+    /// as when a phone leaves one network for another. Sockets bound to the unspecified address go
+    /// on under the new one, the others neither send nor receive any more. Packets to the old
+    /// addresses are lost: those under way as `no_socket`, later ones as to an unknown address.
+    pub fn move_host(&self, host: &WanHost, place: PlaceId) {
+        let mut map = self.map_mut();
+        assert!(
+            (place.0 as usize) < map.places.len(),
+            "the place is of another network"
+        );
+        let node = host.node().clone();
+        for ip in node.addresses() {
+            map.by_ip.remove(&ip);
+        }
+        node.moved(place, map.next_number());
+        for ip in node.addresses() {
+            map.by_ip.insert(ip, node.clone());
+        }
     }
 
     /// The host that has this address.
@@ -206,6 +227,8 @@ pub(crate) struct Topology {
     /// By sending, then by receiving place.
     links: Vec<Vec<Arc<Link>>>,
     hosts: usize,
+    /// Addresses given so far, two to a number.
+    numbers: u32,
     /// Point look-ups only.
     by_ip: FxHashMap<IpAddr, Arc<HostNode>>,
 }
@@ -217,7 +240,14 @@ impl Topology {
 
     pub(crate) fn route(&self, from: &HostNode, to: IpAddr) -> Option<(Arc<Link>, Arc<HostNode>)> {
         let node = self.by_ip.get(&to)?;
-        Some((self.link(from.place, node.place).clone(), node.clone()))
+        let link = self.link(from.place(), node.place());
+        Some((link.clone(), node.clone()))
+    }
+
+    /// What the addresses of a host end in that had none before.
+    fn next_number(&mut self) -> u32 {
+        self.numbers += 1;
+        self.numbers
     }
 }
 

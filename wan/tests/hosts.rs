@@ -314,6 +314,97 @@ fn a_stalled_host_gets_everything_at_once_when_it_goes_on() {
 }
 
 #[test]
+fn a_host_that_sleeps_hears_nothing_and_its_monotonic_clock_stands_still() {
+    run_virtual(1, |wan| async move {
+        let [pa, pb] = ["a", "b"].map(|name| wan.add_place(name));
+        wan.set_links(pa, pb, &LinkSpec::with_delay(ms(10)));
+        let (a, b) = (
+            wan.add_host(pa, HostClock::EXACT),
+            wan.add_host(pb, HostClock::EXACT),
+        );
+        let (sa, sb) = (bind(&a), bind(&b));
+        let (started, wall) = (seen(&b).now(), seen(&b).wall_clock());
+        let ticks = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (noting, ticking, outside) = (ticks.clone(), seen(&b), wan.clone());
+        seen(&b).spawn(async move {
+            loop {
+                ticking.sleep(ms(100)).await;
+                noting
+                    .lock()
+                    .unwrap()
+                    .push((ticking.now() - started, outside.network_time()));
+            }
+        });
+        wan.sleep(ms(50)).await;
+        b.sleep_for(ms(1_000));
+        b.sleep_for(ms(20));
+        send(&*sb, &*sa, b"in its dreams");
+        send(&*sa, &*sb, b"unheard");
+        wan.sleep(ms(985)).await;
+        send(&*sa, &*sb, b"just unheard");
+        wan.sleep(ms(10)).await;
+        send(&*sa, &*sb, b"heard");
+        wan.sleep(ms(105)).await;
+        assert_eq!(drain(&*sb).await, [b"heard"]);
+        assert_eq!(drain(&*sa).await, Vec::<Vec<u8>>::new());
+        assert_eq!(wan.link_stats(pa, pb).dead_host, 2);
+        assert_eq!(wan.link_stats(pb, pa).dead_host, 1);
+        assert_eq!(*ticks.lock().unwrap(), [(ms(100), ms(1_100))]);
+        let awake = seen(&b);
+        assert_eq!(awake.now() - started, ms(150));
+        assert_eq!(
+            awake.wall_clock().duration_since(wall).unwrap(),
+            wan.network_time()
+        );
+    });
+}
+
+#[test]
+fn a_host_that_moves_goes_on_under_new_addresses_by_the_links_of_its_new_place() {
+    run_virtual(1, |wan| async move {
+        let [pa, pb, pc] = ["a", "b", "c"].map(|name| wan.add_place(name));
+        wan.set_links(pa, pb, &LinkSpec::with_delay(ms(10)));
+        wan.set_links(pc, pb, &LinkSpec::with_delay(ms(25)));
+        let (a, b) = (
+            wan.add_host(pa, HostClock::EXACT),
+            wan.add_host(pb, HostClock::EXACT),
+        );
+        let anywhere = a.bind_udp("0.0.0.0:700".parse().unwrap()).unwrap();
+        let (bound, sb) = (bind(&a), bind(&b));
+        let before = SocketAddr::new(a.ip(), 700);
+        send_to(&*sb, before, b"under way to the old address");
+        wan.sleep(ms(5)).await;
+        wan.move_host(&a, pc);
+        let after = SocketAddr::new(a.ip(), 700);
+        assert!(after != before && a.place() == pc && wan.host(before.ip()).is_none());
+        send_to(&*sb, before, b"to nobody");
+        wan.sleep(ms(10)).await;
+        assert_eq!(wan.link_stats(pb, pa).no_socket, 1);
+        assert_eq!(wan.unknown_address(), 1);
+
+        let sent = wan.network_time();
+        send_to(&*anywhere, sb.local_addr().unwrap(), b"here I am");
+        let (meta, datagrams) = receive(&*sb).await;
+        assert_eq!((meta.addr, wan.network_time() - sent), (after, ms(25)));
+        assert_eq!(datagrams, [b"here I am"]);
+        send_to(&*sb, after, b"welcome");
+        assert_eq!(receive(&*anywhere).await.1, [b"welcome"]);
+        let transmit = Transmit {
+            destination: sb.local_addr().unwrap(),
+            ecn: None,
+            contents: b"from an address that is gone",
+            segment_size: None,
+            src_ip: None,
+        };
+        let error = bound.try_send(&transmit).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+        // Nobody gets the old address again.
+        let other = wan.add_host(pa, HostClock::EXACT);
+        assert!(other.ip() != before.ip() && other.ip() != after.ip());
+    });
+}
+
+#[test]
 fn a_host_draws_the_same_seeds_in_every_run_and_no_two_are_equal() {
     let seeds = |seed| {
         run_virtual(seed, |wan| async move {

@@ -9,7 +9,8 @@ use common::{bind, drain, ms, receive, send, send_to, us};
 use quinn::udp::{EcnCodepoint, Transmit};
 use tradewind_host::Host;
 use tradewind_wan::{
-    Bandwidth, BurstLoss, HostClock, Jitter, LinkSpec, PlaceId, Wan, WanHost, run_virtual,
+    Bandwidth, BurstLoss, HostClock, Jitter, LinkSpec, Overtaking, PlaceId, Wan, WanHost,
+    run_virtual,
 };
 
 /// Two places joined both ways by `spec`, with one host each.
@@ -256,6 +257,77 @@ fn jitter_never_reorders_unless_asked_to() {
             assert!(delays.iter().max() > delays.iter().min());
         });
     }
+}
+
+#[test]
+fn a_share_of_the_packets_arrives_twice_and_every_copy_is_counted() {
+    run_virtual(4, |wan| async move {
+        let spec = LinkSpec {
+            duplicate: 0.1,
+            ..LinkSpec::with_delay(ms(1))
+        };
+        let (places, [a, b]) = pair(&wan, spec);
+        let (sa, sb) = (bind(&a), bind(&b));
+        for number in 0..5_000_u32 {
+            send(&*sa, &*sb, &number.to_be_bytes());
+        }
+        assert!(wan.link_stats(places[0], places[1]).in_flight() > 5_000);
+        wan.sleep(ms(2)).await;
+        let mut times = vec![0_u64; 5_000];
+        for datagram in drain(&*sb).await {
+            times[u32::from_be_bytes(datagram.try_into().unwrap()) as usize] += 1;
+        }
+        assert!(times.iter().all(|times| (1..=2).contains(times)));
+        let twice = times.iter().filter(|times| **times == 2).count() as u64;
+        assert!((400..600).contains(&twice), "{twice}");
+        let stats = wan.link_stats(places[0], places[1]);
+        assert_eq!((stats.sent, stats.duplicated), (5_000, twice));
+        assert_eq!((stats.delivered, stats.in_flight()), (5_000 + twice, 0));
+        assert_eq!(wan.total_stats().duplicated, twice);
+    });
+}
+
+#[test]
+fn packets_that_are_held_back_are_overtaken_and_the_others_stay_in_order() {
+    run_virtual(4, |wan| async move {
+        let overtaking = Overtaking {
+            share: 0.2,
+            by: ms(30),
+        };
+        let spec = LinkSpec {
+            overtaking: Some(overtaking),
+            ..LinkSpec::with_delay(ms(10))
+        };
+        let (places, [a, b]) = pair(&wan, spec);
+        let (sa, sb) = (bind(&a), bind(&b));
+        let to = sb.local_addr().unwrap();
+        let (outside, sending) = (wan.clone(), sa.clone());
+        common::seen(&a).spawn(async move {
+            for number in 0..1_000_u32 {
+                send_to(&*sending, to, &number.to_be_bytes());
+                outside.sleep(ms(1)).await;
+            }
+        });
+        let (mut in_time, mut late) = (Vec::new(), Vec::new());
+        while in_time.len() + late.len() < 1_000 {
+            for datagram in receive(&*sb).await.1 {
+                let number = u32::from_be_bytes(datagram.try_into().unwrap());
+                let delay = wan.network_time() - ms(1) * number;
+                assert!((ms(10)..=ms(40)).contains(&delay), "{delay:?}");
+                if delay == ms(10) {
+                    in_time.push(number);
+                } else {
+                    late.push((number, in_time.last().copied()));
+                }
+            }
+        }
+        assert!(in_time.is_sorted());
+        let stats = wan.link_stats(places[0], places[1]);
+        assert_eq!(stats.held_back, late.len() as u64);
+        assert!((140..260).contains(&late.len()), "{}", late.len());
+        let overtaken = late.iter().filter(|(number, last)| *last > Some(*number));
+        assert!(overtaken.count() > late.len() / 2);
+    });
 }
 
 #[test]

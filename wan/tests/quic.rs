@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{echo, ms, quic_configs, seen, serve_echo, us};
-use tradewind_wan::{Bandwidth, BurstLoss, HostClock, Jitter, LinkSpec, run_virtual};
+use tradewind_wan::{Bandwidth, BurstLoss, HostClock, Jitter, LinkSpec, Overtaking, run_virtual};
 
 #[test]
 fn two_quinn_endpoints_measure_the_round_trip_of_the_matrix() {
@@ -47,6 +47,45 @@ fn two_quinn_endpoints_measure_the_round_trip_of_the_matrix() {
             connection.rtt()
         );
         assert_eq!(connection.stats().path.lost_packets, 0);
+    });
+}
+
+#[test]
+fn a_connection_lives_on_when_its_client_moves_and_when_packets_come_twice_or_late() {
+    run_virtual(12, |wan| async move {
+        let spec = LinkSpec {
+            duplicate: 0.1,
+            overtaking: Some(Overtaking {
+                share: 0.1,
+                by: ms(10),
+            }),
+            ..LinkSpec::with_delay(ms(20))
+        };
+        let [pa, pb, pc] = ["a", "b", "c"].map(|name| wan.add_place(name));
+        wan.set_links(pa, pb, &spec);
+        wan.set_links(pc, pb, &spec);
+        let host = wan.add_host(pa, HostClock::EXACT);
+        let a = seen(&host);
+        let b = wan.add_host(pb, HostClock::EXACT);
+        let (server, client) = quic_configs();
+        let listening = SocketAddr::new(b.ip(), 4433);
+        let b = seen(&b);
+        serve_echo(b.clone(), b.quic_endpoint(listening, Some(server)).unwrap());
+        let endpoint = a.quic_endpoint("0.0.0.0:0".parse().unwrap(), None).unwrap();
+        let connection = endpoint
+            .connect_with(client, listening, "wan.test")
+            .unwrap()
+            .await
+            .unwrap();
+        for (round, place) in [pa, pa, pc, pb, pa].into_iter().enumerate() {
+            wan.move_host(&host, place);
+            for _ in 0..20 {
+                let payload = vec![round as u8; 3_000];
+                assert_eq!(echo(&connection, &payload).await, payload);
+            }
+        }
+        let stats = wan.total_stats();
+        assert!(stats.duplicated > 0 && stats.held_back > 0, "{stats:?}");
     });
 }
 

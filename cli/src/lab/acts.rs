@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use rand::seq::SliceRandom as _;
 use tokio::task::JoinSet;
-use tradewind_host::Rng;
-use tradewind_wan::{LinkSpec, PlaceId};
+use tradewind_host::{Host, Rng};
+use tradewind_wan::{LinkSpec, Overtaking, PlaceId};
 
 use super::{
     builder::Builder,
@@ -24,6 +24,8 @@ use super::{
 
 /// When it is to be the busiest relay, flows across so many candidates are begun.
 const CANDIDATES: usize = 3;
+/// On a link in disorder packets are late by up to so much.
+const LATE_BY: Duration = Duration::from_millis(40);
 /// What carries most at a moment is decided by so long before it.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
@@ -197,6 +199,27 @@ impl<'a> Acts<'a> {
                     }
                 }
             }
+            FaultKind::Drain(relay, within) => {
+                let host: Arc<dyn Host> = builder.relay_hosts[relay].clone();
+                let relay = builder.relays()[relay].clone();
+                host.spawn(async move { relay.drain(within).await });
+            }
+            FaultKind::Disorder(a, b, ppm) => self.change_links(a, b, |spec| {
+                let share = f64::from(ppm) / 1e6;
+                spec.duplicate = share;
+                spec.overtaking = Some(Overtaking { share, by: LATE_BY });
+            }),
+            FaultKind::Roam(user, place, access) => {
+                if let Some(host) = builder.user_host(user) {
+                    wan.move_host(host, places[place]);
+                    host.set_access_delay(access);
+                }
+            }
+            FaultKind::Sleep(user, by) => {
+                if let Some(host) = builder.user_host(user) {
+                    host.sleep_for(by);
+                }
+            }
             FaultKind::Partition(relay) => wan.cut_both(places[relay], builder.controller_place),
             FaultKind::Rejoin(relay) => wan.heal_both(places[relay], builder.controller_place),
         }
@@ -247,15 +270,18 @@ impl<'a> Acts<'a> {
     pub(super) fn invariants(&self, plans: &[PlanInForce]) -> Vec<Violation> {
         let relays = self.builder.relays();
         let looped = self.lock().looped + relays.iter().map(looped).sum::<u64>();
-        invariants::check(&invariants::Facts {
+        let (ground, applied) = (self.ground(), self.applied());
+        let mut found = invariants::check(&invariants::Facts {
             scenario: self.builder.scenario,
             watched: self.builder.watched,
             origin: self.origin(),
-            ground: &self.ground(),
-            applied: &self.applied(),
+            ground: &ground,
+            applied: &applied,
             plans,
             looped,
-        })
+        });
+        found.extend(self.builder.watched.ledger.check(&ground, &applied));
+        found
     }
 
     /// All that was done so far.

@@ -15,9 +15,15 @@ use tradewind_controller::{Controller, ControllerConfig};
 use tradewind_host::Host as _;
 use tradewind_relay::{AppRates, Placement, Relay, RelaySettings};
 use tradewind_trust::{Ca, Claims, DEFAULT_LEAF_LIFETIME, TokenSigner};
-use tradewind_wan::{HostClock, Jitter, LinkSpec, PlaceId, Wan, WanHost};
+use tradewind_wan::{HostClock, Jitter, LinkSpec, Overtaking, PlaceId, Wan, WanHost};
 
-use super::{options::Scenario, places, report::best_one_way, seeds, world::Watched};
+use super::{
+    options::{Mode, Scenario},
+    places,
+    report::best_one_way,
+    seeds,
+    world::Watched,
+};
 
 /// Hosts' clocks are off by up to this much either way …
 const MOST_OFFSET_US: i64 = 3_600_000_000;
@@ -41,6 +47,14 @@ const EDGES_KNOWN: usize = 4;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
+/// Under chaos every link doubles such a share of the packets, …
+const DUPLICATE: f64 = 0.002;
+/// … and has others overtake such a share of them.
+const OVERTAKING: Overtaking = Overtaking {
+    share: 0.002,
+    by: Duration::from_millis(10),
+};
+
 /// Network time after which a network that does not work yet has failed.
 const STARTUP_LIMIT: Duration = Duration::from_secs(60);
 const STARTUP_POLL: Duration = Duration::from_millis(10);
@@ -58,6 +72,8 @@ pub(super) struct Builder<'a> {
     pub(super) controller_host: Arc<WanHost>,
     pub(super) relay_hosts: Vec<Arc<WanHost>>,
     pub(super) client_hosts: Vec<Arc<WanHost>>,
+    /// Of the users besides these clients.
+    pub(super) user_hosts: Vec<Arc<WanHost>>,
     ca: Ca,
     signer: TokenSigner,
     /// The wall clock when certificates begin to hold.
@@ -73,12 +89,16 @@ impl<'a> Builder<'a> {
         let wan = &watched.wan;
         let matrix = &scenario.matrix;
         let places = wan.add_matrix(matrix.names(), |i, j| matrix.one_way(i, j));
-        if scenario.loss > 0.0 || !scenario.jitter.is_zero() {
-            for &from in &places {
-                for &to in places.iter().filter(|&&to| to != from) {
-                    if let Some(spec) = wan.link(from, to) {
-                        wan.set_link(from, to, worsened(spec, scenario));
+        for &from in &places {
+            for &to in &places {
+                if let Some(mut spec) = wan.link(from, to) {
+                    if from != to {
+                        spec = worsened(spec, scenario);
                     }
+                    if scenario.mode == Mode::Chaos {
+                        (spec.duplicate, spec.overtaking) = (DUPLICATE, Some(OVERTAKING));
+                    }
+                    wan.set_link(from, to, spec);
                 }
             }
         }
@@ -104,6 +124,14 @@ impl<'a> Builder<'a> {
         let controller_host = host(controller_place);
         let relay_hosts: Vec<_> = places.iter().map(|&place| host(place)).collect();
         let client_hosts = places.iter().map(|&place| host(place)).collect();
+        let others = scenario.users.iter().skip(places.len());
+        let user_hosts = others
+            .map(|user| {
+                let host = host(places[user.place]);
+                host.set_access_delay(user.access);
+                host
+            })
+            .collect();
         let valid_from = present(wan) - BACKDATED;
         let disk = scenario
             .wants_disks()
@@ -122,6 +150,7 @@ impl<'a> Builder<'a> {
             controller_host,
             relay_hosts,
             client_hosts,
+            user_hosts,
             ca: Ca::create("tradewind lab", valid_from)?,
             signer: TokenSigner::generate()?,
             valid_from,
@@ -268,6 +297,12 @@ impl<'a> Builder<'a> {
         config.idle_timeout = IDLE_TIMEOUT;
         config.keep_alive = KEEP_ALIVE;
         Ok(config)
+    }
+
+    /// The host of a user besides the clients at the relays.
+    pub(super) fn user_host(&self, user: usize) -> Option<&WanHost> {
+        let index = user.checked_sub(self.places.len())?;
+        Some(&**self.user_hosts.get(index)?)
     }
 
     /// The client's own edge, then those nearest to it.

@@ -10,6 +10,7 @@ use super::{
     faults::{Fault, FaultKind, Who, Worse},
     report::best_one_way,
     seeds,
+    users::{self, User},
 };
 
 /// Shorter than this nothing can fail and be healed.
@@ -20,6 +21,16 @@ const QUIET_BEFORE: Duration = Duration::from_secs(1);
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// One fault begins every so often, on average.
 const EVERY: Duration = Duration::from_millis(900);
+/// Something happens to one of so many users every second, on average.
+const USERS_PER_SECOND: f64 = 80.0;
+/// Percent of the moves that end at the place where the user began; the others end anywhere.
+const AT_HOME: u32 = 75;
+/// How long users sleep, in seconds: mostly …
+const NAP: std::ops::Range<f64> = 1.0..12.0;
+/// … and few of them up to a minute: the whole network has to live on for so long.
+const LONG_SLEEP: std::ops::Range<f64> = 12.0..60.0;
+/// Percent of the sleeps that are long.
+const LONG_SLEEPS: u32 = 3;
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -36,9 +47,11 @@ enum Kind {
     ClockStep,
     Drift,
     SlowDisk,
+    Drain,
+    Disorder,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Cut,
     Kind::CutOneWay,
     Kind::BrownoutDelay,
@@ -52,12 +65,20 @@ const KINDS: [Kind; 13] = [
     Kind::ClockStep,
     Kind::Drift,
     Kind::SlowDisk,
+    Kind::Drain,
+    Kind::Disorder,
 ];
 
 /// The faults of a run, in order of time: every kind once in random order, then again while there
 /// is time; each healed after a while. Two may be at once, but not of the same link or relay, and
-/// only one relay is dead or without a processor at a time: its clients need another one.
-pub(super) fn faults(matrix: &RttMatrix, duration: Duration, seed: u64) -> Vec<Fault> {
+/// only one relay is dead or without a processor at a time: its clients need another one. Meanwhile
+/// users move and sleep, but for the first ones, who stay at their relays.
+pub(super) fn faults(
+    matrix: &RttMatrix,
+    users: &[User],
+    duration: Duration,
+    seed: u64,
+) -> Vec<Fault> {
     let mut rng = seeds::rng(seed, seeds::CHAOS, 0);
     let mut plan = Plan {
         links: links_in_use(matrix),
@@ -83,7 +104,49 @@ pub(super) fn faults(matrix: &RttMatrix, duration: Duration, seed: u64) -> Vec<F
         at += EVERY.mul_f64(rng.random_range(0.5..1.5));
     }
     let mut faults = plan.faults;
+    faults.extend(of_users(matrix.len(), users, duration, seed));
     faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+/// What happens to the users from index `n` on.
+fn of_users(n: usize, users: &[User], duration: Duration, seed: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut rng = seeds::rng(seed, seeds::USER_FAULTS, 0);
+    let movable = users.len().saturating_sub(n);
+    if movable == 0 {
+        return faults;
+    }
+    let every = Duration::from_secs_f64(USERS_PER_SECOND / movable as f64);
+    // They may still be asleep when everything else is healed; nothing is sent then but by them.
+    let end = duration.saturating_sub(QUIET_AFTER);
+    let mut awake_at = vec![Duration::ZERO; users.len()];
+    let mut at = QUIET_BEFORE;
+    while at < end {
+        let user = n + rng.random_range(0..movable);
+        if awake_at[user] <= at {
+            let what = if rng.random_range(0..100) < 60 {
+                let place = if rng.random_range(0..100) < AT_HOME {
+                    users[user].place
+                } else {
+                    rng.random_range(0..n)
+                };
+                let mobile = rng.random_range(0..2) == 0;
+                FaultKind::Roam(user, place, users::access(mobile, &mut rng))
+            } else {
+                let range = if rng.random_range(0..100) < LONG_SLEEPS {
+                    LONG_SLEEP
+                } else {
+                    NAP
+                };
+                let by = Duration::from_secs_f64(rng.random_range(range));
+                awake_at[user] = at + by;
+                FaultKind::Sleep(user, by)
+            };
+            faults.push(Fault { at, what });
+        }
+        at += every.mul_f64(rng.random_range(0.5..1.5));
+    }
     faults
 }
 
@@ -112,7 +175,8 @@ impl Plan {
             | Kind::CutOneWay
             | Kind::BrownoutDelay
             | Kind::BrownoutLoss
-            | Kind::DelayStep => {
+            | Kind::DelayStep
+            | Kind::Disorder => {
                 let Some((a, b)) = self.free_link(at, rng) else {
                     return false;
                 };
@@ -126,12 +190,13 @@ impl Plan {
                     Kind::BrownoutLoss => {
                         FaultKind::Brownout(a, b, Worse::Loss(rng.random_range(200_000..400_000)))
                     }
+                    Kind::Disorder => FaultKind::Disorder(a, b, rng.random_range(20_000..300_000)),
                     _ => FaultKind::DelayStep(a, b, rng.random_range(5_000..60_000)),
                 };
                 self.busy_links.push(((a, b), healed));
                 self.during(at, what, healed, FaultKind::Heal(a, b));
             }
-            Kind::CrashRelay | Kind::Stall => {
+            Kind::CrashRelay | Kind::Stall | Kind::Drain => {
                 if at < self.relay_free_at {
                     return false;
                 }
@@ -142,7 +207,13 @@ impl Plan {
                     self.relay_free_at = at + by + Duration::from_secs(1);
                 } else {
                     let who = Who::Relay(relay);
-                    self.during(at, FaultKind::Kill(who), healed, FaultKind::Restart(who));
+                    let what = if matches!(kind, Kind::Drain) {
+                        let within = Duration::from_millis(rng.random_range(500..3_000));
+                        FaultKind::Drain(relay, within)
+                    } else {
+                        FaultKind::Kill(who)
+                    };
+                    self.during(at, what, healed, FaultKind::Restart(who));
                     self.relay_free_at = healed + Duration::from_secs(1);
                 }
             }
@@ -229,12 +300,21 @@ mod tests {
             .unwrap()
     }
 
+    fn users(count: usize) -> Vec<User> {
+        let user = |index: usize| User {
+            name: format!("user-{index}"),
+            place: index % 4,
+            access: Duration::ZERO,
+        };
+        (0..count).map(user).collect()
+    }
+
     #[test]
     fn everything_that_fails_is_healed_before_the_end_and_the_seed_decides() {
         let duration = Duration::from_secs(20);
         for seed in 0..200 {
-            let all = faults(&matrix(), duration, seed);
-            assert_eq!(all, faults(&matrix(), duration, seed));
+            let all = faults(&matrix(), &users(20), duration, seed);
+            assert_eq!(all, faults(&matrix(), &users(20), duration, seed));
             assert!(all.iter().all(|fault| fault.at <= duration - QUIET_AFTER));
             for fault in &all {
                 let healed = |kind: fn(usize, usize) -> FaultKind, a, b| {
@@ -244,10 +324,18 @@ mod tests {
                 match fault.what {
                     FaultKind::Cut(a, b)
                     | FaultKind::CutOneWay(a, b)
+                    | FaultKind::Disorder(a, b, _)
                     | FaultKind::Brownout(a, b, _) => assert!(healed(FaultKind::Heal, a, b)),
                     FaultKind::Kill(who) => assert!(all.iter().any(|other| {
                         other.at > fault.at && other.what == FaultKind::Restart(who)
                     })),
+                    FaultKind::Drain(relay, _) => assert!(all.iter().any(|other| {
+                        other.at > fault.at && other.what == FaultKind::Restart(Who::Relay(relay))
+                    })),
+                    FaultKind::Roam(user, place, _) => {
+                        assert!((4..20).contains(&user) && place < 4)
+                    }
+                    FaultKind::Sleep(user, _) => assert!((4..20).contains(&user)),
                     _ => {}
                 }
             }
@@ -257,9 +345,9 @@ mod tests {
     #[test]
     fn every_kind_comes_up_within_a_few_seeds() {
         let kinds: std::collections::BTreeSet<&str> = (0..5)
-            .flat_map(|seed| faults(&matrix(), Duration::from_secs(20), seed))
+            .flat_map(|seed| faults(&matrix(), &users(200), Duration::from_secs(20), seed))
             .map(|fault| fault.what.kind())
             .collect();
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 19, "{kinds:?}");
     }
 }

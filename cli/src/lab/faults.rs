@@ -20,6 +20,8 @@ const CONTROLLER: &str = "controller";
 const BROWNOUT: Duration = Duration::from_millis(100);
 /// A stall without more words.
 const STALL: Duration = Duration::from_millis(500);
+/// A drain without more words: what relays take for it unless told otherwise.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Something that goes wrong, or right again, on purpose. Places by index in the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,16 @@ pub(crate) enum FaultKind {
     Partition(usize),
     /// They do again.
     Rejoin(usize),
+    /// An operator stops the relay: it sends its clients elsewhere, and ends when they are gone or
+    /// after so long.
+    Drain(usize, Duration),
+    /// The link doubles many packets and brings many late, both ways: parts per million each.
+    Disorder(usize, usize, u32),
+    /// A user goes to another network at a place, so far from its exit, with new addresses under a
+    /// living session. Users by index.
+    Roam(usize, usize, Duration),
+    /// A user's machine sleeps for so long.
+    Sleep(usize, Duration),
 }
 
 /// Whom it happens to.
@@ -112,6 +124,21 @@ impl FaultKind {
             Self::ControlLoss(ppm) => format!("{} % of control packets lost", percent(ppm)),
             Self::Partition(relay) => format!("controller cut off from {}", name(relay)),
             Self::Rejoin(relay) => format!("controller reached from {} again", name(relay)),
+            Self::Drain(relay, within) => format!("drain {} within {within:?}", name(relay)),
+            Self::Disorder(a, b, ppm) => {
+                format!(
+                    "{} % of packets twice or late on {}",
+                    percent(ppm),
+                    link(a, b)
+                )
+            }
+            Self::Roam(user, place, access) => {
+                format!(
+                    "user {user} has a new address in {}, {access:?} away",
+                    name(place)
+                )
+            }
+            Self::Sleep(user, by) => format!("user {user} sleeps for {by:?}"),
         }
     }
 
@@ -129,6 +156,7 @@ impl FaultKind {
                 | Self::Brownout(..)
                 | Self::DelayStep(..)
                 | Self::Stall(..)
+                | Self::Drain(..)
                 | Self::Kill(Who::Relay(_) | Who::Busiest)
         )
     }
@@ -141,9 +169,11 @@ impl FaultKind {
                 Self::Cut(a, b)
                 | Self::CutOneWay(a, b)
                 | Self::Brownout(a, b, _)
-                | Self::DelayStep(a, b, _),
+                | Self::DelayStep(a, b, _)
+                | Self::Disorder(a, b, _),
             ) => (a, b) == (x, y) || (b, a) == (x, y),
             (Self::Restart(one), Self::Kill(other)) => one == other,
+            (Self::Restart(one), Self::Drain(other, _)) => one == Who::Relay(other),
             _ => false,
         }
     }
@@ -166,6 +196,10 @@ impl FaultKind {
             Self::ControlLoss(_) => "control_loss",
             Self::Partition(_) => "partition",
             Self::Rejoin(_) => "rejoin",
+            Self::Drain(..) => "drain",
+            Self::Disorder(..) => "disorder",
+            Self::Roam(..) => "roam",
+            Self::Sleep(..) => "sleep",
         }
     }
 }
@@ -233,6 +267,13 @@ pub(super) fn asked_for(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Ve
             _ => Err(wrong("only relays can be stalled")),
         }
     })?;
+    parser.all(&args.drain, "--drain", "[:TIME]", |p, what, more| {
+        let within = more.map_or(Ok(DRAIN), duration)?;
+        match p.who(what)? {
+            Who::Relay(relay) => Ok(FaultKind::Drain(relay, within)),
+            _ => Err(wrong("only relays can be drained")),
+        }
+    })?;
     let mut faults = parser.faults;
     faults.sort_by_key(|fault| fault.at);
     Ok(faults)
@@ -254,7 +295,7 @@ impl Parser<'_> {
         parse: impl Fn(&Self, &str, Option<&str>) -> anyhow::Result<FaultKind>,
     ) -> anyhow::Result<()> {
         let form = match option {
-            "--kill" | "--restart" | "--stall" => "RELAY@TIME",
+            "--kill" | "--restart" | "--stall" | "--drain" => "RELAY@TIME",
             _ => "A-B@TIME",
         };
         for text in texts {

@@ -87,6 +87,11 @@ impl Ground {
         self.during(from, to).all(holds)
     }
 
+    /// Whether all links and relays that there are work all that time as they did at first.
+    pub(super) fn is_whole(&self, from: Duration, to: Duration) -> bool {
+        self.throughout(from, to, |now| now.is_like(&self.moments[0]))
+    }
+
     /// When something changed last before `to`.
     pub(super) fn last_change(&self, to: Duration) -> Duration {
         let earlier = self.moments.iter().rev().find(|moment| moment.at < to);
@@ -126,7 +131,10 @@ impl Moment {
                     self.degraded[link] = false;
                 }
             }
-            FaultKind::Kill(Who::Relay(relay)) => self.dead[relay] = true,
+            // One that drains ends when it will.
+            FaultKind::Kill(Who::Relay(relay)) | FaultKind::Drain(relay, _) => {
+                self.dead[relay] = true;
+            }
             FaultKind::Restart(Who::Relay(relay)) => self.dead[relay] = false,
             FaultKind::Stall(relay, _) => self.stalled[relay] = true,
             _ => {}
@@ -216,6 +224,8 @@ mod tests {
         assert!(!connected(5, 5) && connected(6, 7));
         assert!(!connected(7, 8) && connected(9, 100));
         assert_eq!(ground.last_change(S(7)), S(6));
+        assert!(ground.is_whole(S(0), S(1)) && ground.is_whole(S(6), S(7)));
+        assert!(!ground.is_whole(S(1), S(3)) && !ground.is_whole(S(8), S(8)));
         // What does not touch links and relays changes nothing.
         let noise = at(5, FaultKind::SlowDisk(0, S(1)));
         assert_eq!(Ground::new(&square(), &[noise]).last_change(S(7)), S(0));

@@ -14,11 +14,14 @@ use super::{
     chaos,
     faults::{self, Fault},
     places::{self, Place},
+    users::{self, User},
 };
 use crate::matrix_args::{self, place};
 
 /// Of the built-in matrices' places; see `cli/data/README.md`.
 const COORDINATES: &str = include_str!("../../data/coordinates.csv");
+/// Most `--users`: each is a QUIC connection.
+const MOST_USERS: usize = 5_000;
 /// What `--duration` is when it is not given.
 const DEFAULT_DURATION: HumanDuration = HumanDuration(Duration::from_secs(20));
 
@@ -123,15 +126,28 @@ pub(crate) struct LabArgs {
     /// Give a relay no processor for some time [default: 500ms] (repeatable)
     #[arg(long, value_name = "RELAY@TIME[:TIME]", env = "TRADEWIND_LAB_STALL")]
     pub(super) stall: Vec<String>,
+    /// Drain a relay, as an operator who stops it: it sends its clients elsewhere, and ends when they
+    /// are gone or after this time [default: 10s] (repeatable)
+    #[arg(long, value_name = "RELAY@TIME[:TIME]", env = "TRADEWIND_LAB_DRAIN")]
+    pub(super) drain: Vec<String>,
     /// Faults of all kinds, decided by the seed, and a check of what must hold all the same; exit
     /// code 1 and the command that replays it when something does not
     #[arg(
         long,
         env = "TRADEWIND_LAB_CHAOS",
         requires = "virtual_time",
-        conflicts_with_all = ["cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+        conflicts_with_all = ["cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall", "drain"]
     )]
     chaos: bool,
+    /// With --chaos: so many users who send to each other, one at each relay and the others anywhere,
+    /// as the seed decides [default: 200]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TRADEWIND_LAB_USERS",
+        requires = "chaos"
+    )]
+    users: Option<usize>,
     /// Instead of the lab's traffic: so many single failures one after the other, each healed
     /// before the next, and how long steady flows were silent
     #[arg(
@@ -139,7 +155,7 @@ pub(crate) struct LabArgs {
         value_name = "N",
         env = "TRADEWIND_LAB_FAILURES",
         requires = "virtual_time",
-        conflicts_with_all = ["chaos", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+        conflicts_with_all = ["chaos", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall", "drain"]
     )]
     failures: Option<usize>,
     /// With --failures: kill the controller before the first
@@ -200,6 +216,8 @@ pub(crate) struct Scenario {
     pub(crate) duration: Duration,
     pub(crate) virtual_time: bool,
     pub(crate) seed: u64,
+    /// With chaos: one at each relay, in order, and the others.
+    pub(crate) users: Vec<User>,
     /// In order of time.
     pub(crate) faults: Vec<Fault>,
     /// Probability per packet and link.
@@ -275,11 +293,16 @@ impl Scenario {
         }
         let places = places::places(&matrix, coordinates);
         let mode = mode(args)?;
+        let users = match mode {
+            Mode::Chaos => users::users(&places, users(args, places.len())?, args.seed),
+            _ => Vec::new(),
+        };
         let faults = match mode {
-            Mode::Chaos => chaos::faults(&matrix, duration, args.seed),
+            Mode::Chaos => chaos::faults(&matrix, &users, duration, args.seed),
             _ => faults::asked_for(args, &matrix)?,
         };
         Ok(Self {
+            users,
             faults,
             matrix_name,
             matrix,
@@ -316,6 +339,9 @@ fn world(args: &LabArgs) -> String {
     if let Some(members) = args.members {
         world += &format!(" --members {members}");
     }
+    if let Some(users) = args.users {
+        world += &format!(" --users {users}");
+    }
     if args.duration != DEFAULT_DURATION {
         world += &format!(" --duration {}", args.duration);
     }
@@ -340,6 +366,17 @@ fn groups(args: &LabArgs) -> anyhow::Result<Option<GroupOptions>> {
         return Err(wrong("--members must be from 2 to 10000"));
     }
     Ok(Some(GroupOptions { groups, members }))
+}
+
+/// How many users there are in a network of so many relays.
+fn users(args: &LabArgs, relays: usize) -> anyhow::Result<usize> {
+    match args.users {
+        None => Ok(users::DEFAULT.max(relays)),
+        Some(users) if users < relays || users > MOST_USERS => Err(wrong(format!(
+            "--users {users}: it must be at least one for each of the {relays} relays, and at most {MOST_USERS}"
+        ))),
+        Some(users) => Ok(users),
+    }
 }
 
 fn mode(args: &LabArgs) -> anyhow::Result<Mode> {
@@ -580,6 +617,8 @@ mod tests {
             "controller@7s",
             "--stall",
             "us@8s:300ms",
+            "--drain",
+            "us@9s",
         ];
         let ms = Duration::from_millis;
         let faults = scenario(&line).unwrap().faults;
@@ -596,6 +635,7 @@ mod tests {
                 FaultKind::Kill(Who::Busiest),
                 FaultKind::Restart(Who::Controller),
                 FaultKind::Stall(2, ms(300)),
+                FaultKind::Drain(2, ms(10_000)),
             ]
         );
     }
@@ -620,12 +660,14 @@ mod tests {
             (&["--kill", "dubai@1s:2s"], "RELAY@TIME"),
             (&["--restart", "busiest@1s"], "busiest"),
             (&["--stall", "controller@1s"], "only relays"),
+            (&["--drain", "controller@1s"], "only relays"),
             (&["--brownout", "cape-hong@1s:much"], "neither"),
             (&["--brownout", "cape-hong@1s:130%"], "neither"),
             (&["--delay-step", "cape-hong@1s"], "by how much"),
             (&["--delay-step", "cape-hong@1s:-3s"], "less than nothing"),
             (&["--virtual", "--failures", "0"], "at least 1"),
             (&["--virtual", "--chaos", "--duration", "3s"], "at least"),
+            (&["--virtual", "--chaos", "--users", "9"], "12 relays"),
             (&["--duration", "1ms"], "100ms"),
             (&["--matrix", "/nonexistent/m.csv"], "cannot read"),
             (&["--report", "/nonexistent/r.json"], "cannot write"),

@@ -7,8 +7,8 @@ use tradewind_routing::{BestPaths, CostMatrix, RttMatrix, best_paths};
 use tradewind_wan::DeliveryError;
 
 use super::{
-    ground::Applied, group_record::GroupSummary, invariants::Violation, options::Scenario,
-    record::Pair, steady::FlowGap,
+    ground::Applied, group_record::GroupSummary, invariants::Violation, ledger::Counts,
+    options::Scenario, record::Pair, steady::FlowGap,
 };
 
 /// Most transit relays of the optimum, as of the network's own paths.
@@ -72,6 +72,9 @@ pub(crate) struct Summary {
     pub(crate) messages_sent: u64,
     pub(crate) messages_delivered: u64,
     pub(crate) messages_failed: u64,
+    /// Those of them without a named outcome, or whose sender was told that they were delivered
+    /// though they never came.
+    pub(crate) messages_lost: u64,
     pub(crate) duplicates: u64,
     pub(crate) reordered: u64,
     pub(crate) media_sent: u64,
@@ -219,6 +222,8 @@ pub(crate) struct DeliveryErrorReport {
 pub(super) struct Outcome {
     /// By (from · n + to).
     pub(super) pairs: Vec<Pair>,
+    /// Messages between the users of a crowd, those at the relays included.
+    pub(super) between_users: Counts,
     /// By (from · n + to): the way there by places.
     pub(super) paths: Vec<Vec<String>>,
     pub(super) plan_updates: u64,
@@ -380,23 +385,29 @@ fn summary(pairs: &[PairReport], outcome: &Outcome) -> Summary {
         .filter_map(PairReport::saving_ms)
         .collect();
     savings.sort_by(f64::total_cmp);
-    let mut failures = BTreeMap::new();
+    let sum = |of: fn(&PairReport) -> u64| pairs.iter().map(of).sum::<u64>();
+    let mut failures: BTreeMap<&'static str, u64> = BTreeMap::new();
     for (&reason, count) in outcome.pairs.iter().flat_map(|pair| &pair.messages_failed) {
+        *failures.entry(reason).or_default() += count;
+    }
+    let unnamed = sum(|pair| pair.lost) - failures.values().sum::<u64>().min(sum(|pair| pair.lost));
+    let crowd = &outcome.between_users;
+    for (&reason, count) in &crowd.failed {
         *failures.entry(reason).or_default() += count;
     }
     let lanes = || outcome.pairs.iter().flat_map(|pair| &pair.received);
     let gaps = Gaps::of(outcome.faults.iter().flat_map(|fault| &fault.flows));
-    let sum = |of: fn(&PairReport) -> u64| pairs.iter().map(of).sum::<u64>();
     Summary {
         captured: (possible > 0.0).then(|| (had / possible * 1e6).round() / 1e6),
         improved_pairs: savings.len() as u64,
         median_saving_ms: median(&savings).map(rounded),
         max_saving_ms: savings.last().copied().map(rounded),
-        messages_sent: sum(|pair| pair.sent),
-        messages_delivered: sum(|pair| pair.delivered),
-        messages_failed: sum(|pair| pair.lost),
-        duplicates: lanes().map(|lane| lane.duplicates).sum(),
-        reordered: lanes().map(|lane| lane.reordered).sum(),
+        messages_sent: sum(|pair| pair.sent) + crowd.sent,
+        messages_delivered: sum(|pair| pair.delivered) + crowd.delivered,
+        messages_failed: sum(|pair| pair.lost) + crowd.sent - crowd.delivered,
+        messages_lost: unnamed + crowd.lost,
+        duplicates: lanes().map(|lane| lane.duplicates).sum::<u64>() + crowd.duplicates,
+        reordered: lanes().map(|lane| lane.reordered).sum::<u64>() + crowd.reordered,
         media_sent: sum(|pair| pair.media_sent),
         media_delivered: sum(|pair| pair.media_delivered),
         plan_updates: outcome.plan_updates,
@@ -475,6 +486,7 @@ mod tests {
         }
         let outcome = Outcome {
             pairs,
+            between_users: Counts::default(),
             paths: vec![vec!["a".to_owned()]; 9],
             plan_updates: 1,
             startup: Duration::from_secs(2),
@@ -499,7 +511,7 @@ mod tests {
             (
                 "/summary",
                 "captured improved_pairs median_saving_ms max_saving_ms messages_sent \
-                 messages_delivered messages_failed duplicates reordered media_sent \
+                 messages_delivered messages_failed messages_lost duplicates reordered media_sent \
                  media_delivered plan_updates failover_gap_ms_p50 failover_gap_ms_p99 \
                  failover_gap_ms_max session_gap_ms_p50 session_gap_ms_p99 session_gap_ms_max",
             ),
@@ -567,6 +579,7 @@ mod tests {
         let scenario = Scenario { matrix, ..scenario };
         let outcome = Outcome {
             pairs: vec![Pair::default(); 4],
+            between_users: Counts::default(),
             paths: vec![Vec::new(); 4],
             plan_updates: 0,
             startup: Duration::ZERO,

@@ -10,6 +10,8 @@ pub(super) const STEADY: u64 = 4;
 pub(super) const CHAOS: u64 = 5;
 pub(super) const FAILURES: u64 = 6;
 pub(super) const GROUPS: u64 = 9;
+pub(super) const USERS: u64 = 7;
+pub(super) const USER_FAULTS: u64 = 8;
 
 /// The generator of the `index`-th thing of a kind.
 pub(super) fn rng(seed: u64, kind: u64, index: u64) -> Rng {

@@ -230,7 +230,9 @@ fn hit(what: FaultKind, path: &[usize]) -> Option<Hit> {
             link(&|a, b| (a, b) == (x, y) || (a, b) == (y, x))
         }
         FaultKind::CutOneWay(x, y) => link(&|a, b| (a, b) == (x, y)),
-        FaultKind::Kill(Who::Relay(relay)) | FaultKind::Stall(relay, _) => {
+        FaultKind::Kill(Who::Relay(relay))
+        | FaultKind::Stall(relay, _)
+        | FaultKind::Drain(relay, _) => {
             if path.first() == Some(&relay) || path.last() == Some(&relay) {
                 return Some(Hit::Edge);
             }

@@ -122,6 +122,19 @@ fn when_a_relay_is_killed_its_client_goes_elsewhere_and_messages_arrive() {
 }
 
 #[test]
+fn when_a_relay_is_drained_nothing_falls_silent_but_its_clients_for_a_moment() {
+    let report = lab(&["--duration", "10s", "--drain", "hong@3s"]);
+    nothing_is_lost_doubled_or_reordered(&report);
+    assert_eq!(report.pairs[0].path, ["perth", "tokyo", "vladivostok"]);
+    let summary = &report.summary;
+    assert!(summary.failover_flows > 0 && summary.session_flows > 0);
+    assert_eq!(summary.failover_unrouted, 0);
+    // 20 ms apart, and what the other way takes longer.
+    let gap = summary.failover_gap_ms_max.unwrap();
+    assert!(gap < 60.0, "{gap}");
+}
+
+#[test]
 fn the_busiest_transit_relay_is_found_and_flows_over_it_go_another_way() {
     let report = lab(&["--duration", "8s", "--kill", "busiest@3s"]);
     nothing_is_lost_doubled_or_reordered(&report);
@@ -189,8 +202,24 @@ fn a_link_that_works_far_worse_is_left_and_taken_again_when_it_is_healed() {
 #[test]
 fn chaos_is_decided_by_the_seed_and_costs_no_message() {
     let run = |seed| {
-        let mut report = lab(&["--chaos", "--duration", "12s", "--seed", seed]);
-        nothing_is_lost_doubled_or_reordered(&report);
+        let line = [
+            "--chaos",
+            "--users",
+            "25",
+            "--duration",
+            "12s",
+            "--seed",
+            seed,
+        ];
+        let mut report = lab(&line);
+        let summary = &report.summary;
+        assert!(summary.messages_sent > 100, "{}", summary.messages_sent);
+        assert_eq!(
+            summary.messages_sent,
+            summary.messages_delivered + summary.failures.values().sum::<u64>()
+        );
+        let wrong = (summary.messages_lost, summary.duplicates, summary.reordered);
+        assert_eq!((wrong, &report.violations), ((0, 0, 0), &Vec::new()));
         assert!(report.faults.len() >= 4);
         report.run.wall_s = 0.0;
         report.matrix = String::new();

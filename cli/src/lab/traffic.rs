@@ -12,6 +12,7 @@ use tradewind_host::Host;
 use tradewind_wan::WanHost;
 
 use super::{
+    crowd,
     options::Scenario,
     record::{Record, reason},
     schedule::{self, LANES, PICTURE_LANE, What},
@@ -23,6 +24,8 @@ const REQUEST: u8 = 1;
 const ANSWER: u8 = 2;
 const MESSAGE: u8 = 3;
 pub(super) const STEADY: u8 = 4;
+/// A message between users of the crowd.
+pub(super) const CROWD: u8 = 5;
 /// Added to the kind of what is not counted: the first echo of a flow, which also waits until the
 /// two clients' edges have introduced them to each other.
 const FIRST: u8 = 0x80;
@@ -119,6 +122,12 @@ impl Traffic {
                 .map(|(place, name)| (place.relay.clone(), name.clone()))
                 .collect(),
         })
+    }
+
+    /// The clients, by place.
+    pub(super) fn clients(&self) -> Vec<Client> {
+        let actors = self.actors.iter();
+        actors.map(|actor| actor.client.clone()).collect()
     }
 
     /// The place whose relay is the edge of this place's client now.
@@ -320,15 +329,8 @@ impl Actor {
 
     fn payload(&self, kind: u8, to: usize, number: u32, bytes: usize) -> Bytes {
         // Network time: the clocks of hosts run fast and slow.
-        let stamp = self.watched.wan.network_time();
-        let mut payload = BytesMut::with_capacity(bytes.max(STAMP));
-        payload.put_u8(kind);
-        payload.put_u16(self.me as u16);
-        payload.put_u16(to as u16);
-        payload.put_u32(number);
-        payload.put_u64(stamp.as_nanos() as u64);
-        payload.resize(bytes.max(STAMP), kind);
-        payload.freeze()
+        let now = self.watched.wan.network_time();
+        stamped(kind, (self.me, to), number, bytes, now)
     }
 
     /// Takes a note of the pair from this client to another one.
@@ -339,6 +341,24 @@ impl Actor {
     fn record(&self) -> &Record {
         &self.watched.record
     }
+}
+
+/// A payload of so many bytes, or as many as its stamp has, from one to another.
+pub(super) fn stamped(
+    kind: u8,
+    (from, to): (usize, usize),
+    number: u32,
+    bytes: usize,
+    now: Duration,
+) -> Bytes {
+    let mut payload = BytesMut::with_capacity(bytes.max(STAMP));
+    payload.put_u8(kind);
+    payload.put_u16(from as u16);
+    payload.put_u16(to as u16);
+    payload.put_u32(number);
+    payload.put_u64(now.as_nanos() as u64);
+    payload.resize(bytes.max(STAMP), kind);
+    payload.freeze()
 }
 
 /// What a payload says at its beginning.
@@ -362,6 +382,11 @@ impl Stamp {
             nanoseconds: u64::from_be_bytes(*stamp),
         })
     }
+
+    /// Whether the rest of a payload with this stamp is as it was made.
+    pub(super) fn is_followed_by_filler(&self, payload: &[u8]) -> bool {
+        payload.iter().skip(STAMP).all(|&byte| byte == self.kind)
+    }
 }
 
 /// Answers echoes and takes notes, until the client is closed.
@@ -382,6 +407,7 @@ async fn receive(actor: Arc<Actor>) {
                         }
                     });
                 }
+                crowd::note(&actor.watched, actor.me, &message);
             }
             Event::State(state) => {
                 tracing::debug!(client = actor.me, ?state, "session");

@@ -11,8 +11,10 @@ use tradewind_wan::{Mode, Wan};
 use super::{
     acts::Acts,
     builder::Builder,
+    crowd::Crowd,
     groups::{GroupWatch, Groups},
     invariants,
+    ledger::Ledger,
     options::{self, Scenario},
     record::Record,
     report::Outcome,
@@ -29,6 +31,7 @@ const LAST_MEDIA: Duration = Duration::from_secs(2);
 pub(super) struct Watched {
     pub(super) wan: Wan,
     pub(super) record: Record,
+    pub(super) ledger: Ledger,
     pub(super) steady: Steady,
     pub(super) trails: Trails,
     pub(super) groups: GroupWatch,
@@ -55,6 +58,7 @@ impl Watched {
         Self {
             wan,
             record: Record::new(n),
+            ledger: Ledger::new(&scenario.users),
             steady: Steady::new(n),
             trails: Trails::new(n),
             groups: GroupWatch::new(&scenario.places),
@@ -118,6 +122,12 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
     let wan = &watched.wan;
     let (builder, traffic) = build(scenario, watched).await?;
     let groups = Groups::gather(&builder).await?;
+    let chaos = scenario.mode == options::Mode::Chaos;
+    let crowd = if chaos {
+        Some(Crowd::gather(&builder, &traffic).await?)
+    } else {
+        None
+    };
     let startup = wan.network_time();
     let _ = watched.started.set(startup);
     let acts = Acts::new(&builder, &traffic);
@@ -127,7 +137,6 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
         wan.sleep_until(end).await;
         watched.plans_activated() - plans_before
     };
-    let chaos = scenario.mode == options::Mode::Chaos;
     let plans = async {
         if chaos {
             invariants::follow_plans(watched, end).await
@@ -145,10 +154,17 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
             groups.run().await;
         }
     };
-    let (plan_updates, faults, (), plans, (), ()) = tokio::join!(
+    let sends = async {
+        match &crowd {
+            Some(crowd) => crowd.run(end).await,
+            None => {}
+        }
+    };
+    let (plan_updates, faults, (), (), plans, (), ()) = tokio::join!(
         window,
         acts.play(&scenario.faults),
         traffic.run(),
+        sends,
         plans,
         everybody,
         to_groups
@@ -166,6 +182,7 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
     violations.extend(groups.iter().flat_map(|groups| groups.violations.clone()));
     Ok(Outcome {
         pairs: watched.record.all(),
+        between_users: watched.ledger.counts(),
         paths,
         plan_updates,
         startup,
