@@ -44,7 +44,8 @@ fn watch_links(world: &World) -> Arc<Mutex<BTreeMap<u16, usize>>> {
         relay.watch_packets(move |passage| {
             let over_a_link = passage.header.sender.relay != passage.relay;
             if over_a_link && !passage.relays.is_empty() {
-                *seen.lock().unwrap().entry(passage.relay.0).or_default() += 1;
+                let mut seen = seen.lock().expect("nobody panics");
+                *seen.entry(passage.relay.0).or_default() += 1;
             }
         });
     }
