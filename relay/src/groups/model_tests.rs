@@ -207,7 +207,7 @@ impl World {
             }),
             Said::Confirmed { id } => {
                 self.home(to, cut, |home, actions| {
-                    home.confirmed(from, id, now, actions)
+                    home.confirmed(from, id, now, actions);
                 });
             }
             Said::Lookup { id } => {

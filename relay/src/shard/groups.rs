@@ -56,6 +56,8 @@ const TICK: Duration = Duration::from_millis(400);
 const SLOW_TICK: Duration = Duration::from_secs(10);
 /// Groups that an edge knows at a time.
 const MAX_GROUPS: usize = 200_000;
+/// Sessions that wait for an answer about one group.
+const MAX_WAITING: usize = 100_000;
 /// Senders' lanes that an edge acknowledges at a time.
 const MAX_LANES: usize = 100_000;
 /// Handles of senders at a time.
@@ -275,9 +277,12 @@ impl Shard {
         let Some(group) = self.groups.known.get_mut(&group_key) else {
             return;
         };
+        let (reply_to, handle) = reply;
+        if group.waiting.len() >= MAX_WAITING {
+            return self.tell_group_result(key, reply_to, group_result::Status::Retry, 0);
+        }
         let new = group.add(key, layers);
         group.linger_until = None;
-        let (reply_to, handle) = reply;
         group.waiting.push(Waiting {
             key,
             reply_to,
@@ -306,6 +311,9 @@ impl Shard {
         let Some(group) = self.groups.known.get_mut(&group_key) else {
             return;
         };
+        if group.waiting.len() >= MAX_WAITING {
+            return self.tell_group_result(key, reply_to, group_result::Status::Retry, 0);
+        }
         group.waiting.push(Waiting {
             key,
             reply_to,

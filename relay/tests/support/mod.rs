@@ -1,7 +1,13 @@
 //! A small world in virtual time: real relays, a controller that says what the test says, and
 //! clients that speak the session protocol byte by byte.
 
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)] // tests: each uses its part
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used
+)] // tests: each uses its part
 
 mod client;
 mod controller;

@@ -102,7 +102,7 @@ impl Shard {
         let warming = self.is_warming(&group, now);
         let mut found = None;
         self.at_home(now, |home, _| {
-            found = home.look_up(from, group.clone(), now)
+            found = home.look_up(from, group.clone(), now);
         });
         let Some((relays, version)) = found else {
             return; // no room: the edge asks again

@@ -84,32 +84,18 @@ impl Shard {
             sender: request.sender,
             lane: request.lane,
         };
-        let mut fetch = Fetch::new(lane, request.from, request.to);
-        let groups = &mut self.groups;
+        let groups = &self.groups;
         let member = groups
             .known
             .get(&group)
-            .is_some_and(|g| g.places.contains_key(&key));
-        let all = (
-            key,
-            LaneKey {
-                group: GroupKey(0),
-                sender: 0,
-                lane: 0,
-            },
-        )
-            ..=(
-                key,
-                LaneKey {
-                    group: GroupKey(u64::MAX),
-                    sender: u64::MAX,
-                    lane: u32::MAX,
-                },
-            );
-        let open = groups.recovery.fetches.range(all).count();
+            .is_some_and(|known| known.places.contains_key(&key));
+        let fetches = groups.recovery.fetches.keys();
+        let open = fetches.filter(|(session, _)| *session == key).count();
         if !member || request.from > request.to || open >= MAX_FETCHES {
-            fetch = Fetch::new(lane, request.from, request.from.saturating_sub(1));
+            return self.tell_nothing_fetched(key, reply_to, request);
         }
+        let fetch = Fetch::new(lane, request.from, request.to);
+        let groups = &mut self.groups;
         let origin = u16::try_from(request.origin).ok().map(RelayIndex);
         let origin = origin
             .filter(|&relay| relay != self.tables.me && self.tables.members.contains_key(&relay));
@@ -126,6 +112,24 @@ impl Shard {
         };
         groups.recovery.fetches.insert((key, lane), running);
         self.recover(now);
+    }
+
+    /// Whoever is no member, or asks for too much at once, gets nothing.
+    pub(in crate::shard) fn tell_nothing_fetched(
+        &mut self,
+        key: ConnKey,
+        reply_to: u32,
+        request: &FetchGroup,
+    ) {
+        let fetched = GroupFetched {
+            group: request.group.clone(),
+            sender: request.sender,
+            lane: request.lane,
+            from: request.from,
+            to: request.from.saturating_sub(1),
+            ..GroupFetched::default()
+        };
+        self.tell(key, reply_to, edge_message::Body::GroupFetched(fetched));
     }
 
     fn recover_soon(&mut self, now: Instant) {

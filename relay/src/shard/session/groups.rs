@@ -5,9 +5,7 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use tradewind_proto::{
     DropReason, GroupKey, Locator,
-    control::{
-        FetchGroup, GroupFetched, JoinGroup, LeaveGroup, LookupGroup, edge_message, group_result,
-    },
+    control::{FetchGroup, JoinGroup, LeaveGroup, LookupGroup, group_result},
     packet::{AccessHeader, Destination, Kind, LinkHeader, MAX_PASSED},
 };
 
@@ -145,16 +143,7 @@ impl Shard {
         if let Some((_, group)) = known {
             return self.fetch_group(key, reply_to, group, fetch, now);
         }
-        // Of a group that it has not joined it gets nothing.
-        let fetched = GroupFetched {
-            group: fetch.group.clone(),
-            sender: fetch.sender,
-            lane: fetch.lane,
-            from: fetch.from,
-            to: fetch.from.saturating_sub(1),
-            ..GroupFetched::default()
-        };
-        self.tell(key, reply_to, edge_message::Body::GroupFetched(fetched));
+        self.tell_nothing_fetched(key, reply_to, fetch);
     }
 
     /// The session's handle of a group and the group's key; answers by itself when there is none.
