@@ -38,7 +38,7 @@ const APP: &str = "lab";
 const CONTROLLER_PLACE: &str = " controller ";
 
 const CONTROLLER_PORT: u16 = 7400;
-const CLIENT_PORT: u16 = 7443;
+pub(super) const CLIENT_PORT: u16 = 7443;
 const LINK_PORT: u16 = 7444;
 /// Edges a client knows of: its own, and the nearest others, to go to when its own dies.
 const EDGES_KNOWN: usize = 4;
@@ -296,6 +296,9 @@ impl<'a> Builder<'a> {
         );
         config.idle_timeout = IDLE_TIMEOUT;
         config.keep_alive = KEEP_ALIVE;
+        // The lab's clients stand beside their relays: there is no nearer door. One stands by.
+        config.near_edges = 1;
+        config.max_sessions = 2;
         Ok(config)
     }
 

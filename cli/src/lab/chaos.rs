@@ -333,7 +333,7 @@ mod tests {
                         other.at > fault.at && other.what == FaultKind::Restart(Who::Relay(relay))
                     })),
                     FaultKind::Roam(user, place, _) => {
-                        assert!((4..20).contains(&user) && place < 4)
+                        assert!((4..20).contains(&user) && place < 4);
                     }
                     FaultKind::Sleep(user, _) => assert!((4..20).contains(&user)),
                     _ => {}

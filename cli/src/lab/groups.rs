@@ -420,10 +420,8 @@ async fn receive(participant: Arc<Participant>, watched: Arc<Watched>) {
                     record.receive(me, group, number, watched.wan.network_time());
                 }
             }
-            Event::Media(media) => {
-                if read_stamp(MEDIA, &media.payload).is_some() {
-                    record.media_received();
-                }
+            Event::Media(media) if read_stamp(MEDIA, &media.payload).is_some() => {
+                record.media_received();
             }
             Event::Gap(gap) => {
                 let number = |text: &str| text.rsplit('-').next()?.parse::<usize>().ok();

@@ -4,6 +4,8 @@
 //!
 //! [`groups`] are sent to besides, if asked for; [`copies`] counts how many links that takes.
 //!
+//! [`far_clients`] are elsewhere than relays, if asked for: what the whole way takes.
+//!
 //! Things fail on purpose, as asked for ([`faults`]) or by chance ([`chaos`], [`failures`]);
 //! [`steady`] measures for how long that silences a flow, [`invariants`] says what must hold all
 //! the same.
@@ -15,6 +17,7 @@ mod copies;
 mod crowd;
 mod display;
 mod failures;
+mod far_clients;
 mod faults;
 mod ground;
 mod group_record;
@@ -53,6 +56,10 @@ pub(crate) fn run(args: &LabArgs) -> anyhow::Result<()> {
         let report = failures::measure(&scenario, true)?;
         show(&scenario, &report, || report.summary())?;
         return report.verdict(&scenario);
+    }
+    if let Some(far) = &scenario.far_clients {
+        let report = far_clients::measure(&scenario, far)?;
+        return show(&scenario, &report, || report.text());
     }
     let report = measure(&scenario, true)?;
     show(&scenario, &report, || display::summary(&report))?;

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use tradewind_routing::RttMatrix;
+use tradewind_routing::{RttMatrix, placement};
 use tradewind_service::{
     config::HumanDuration,
     exit::{UsageError, usage},
@@ -12,6 +12,7 @@ use tradewind_service::{
 
 use super::{
     chaos,
+    far_clients::FarClients,
     faults::{self, Fault},
     places::{self, Place},
     users::{self, User},
@@ -24,6 +25,13 @@ const COORDINATES: &str = include_str!("../../data/coordinates.csv");
 const MOST_USERS: usize = 5_000;
 /// What `--duration` is when it is not given.
 const DEFAULT_DURATION: HumanDuration = HumanDuration(Duration::from_secs(20));
+
+/// With `--clients`: relays when `--relays` is not given, …
+const FAR_RELAYS: usize = 12;
+/// … what the search for their places takes each relay crossed to cost, …
+const PLACEMENT_HOP_MS: f64 = 0.2;
+/// … and how many clients there may be.
+const MOST_FAR_CLIENTS: usize = 500;
 
 /// What `--members` is when it is not given.
 const DEFAULT_MEMBERS: usize = 10;
@@ -41,6 +49,7 @@ Examples:
   tradewind lab --virtual --brownout dubai-mumbai@5s:30% --heal dubai-mumbai@12s
   tradewind lab --virtual --chaos --seed 7
   tradewind lab --virtual --failures 100 --without-controller
+  tradewind lab --virtual --matrix rtt.csv --relays 12 --clients 40
   tradewind lab --virtual --groups 20 --members 50 --kill busiest@8s
 
 The matrix is a square CSV of round-trip times in milliseconds: names in the first row and the
@@ -161,6 +170,17 @@ pub(crate) struct LabArgs {
     /// With --failures: kill the controller before the first
     #[arg(long, env = "TRADEWIND_LAB_WITHOUT_CONTROLLER", requires = "failures")]
     without_controller: bool,
+    /// Instead of the lab's traffic: so many clients, drawn by the seed from all places of the matrix,
+    /// and relays at the best places for it (or at --regions) [--relays: 12]; the report compares what
+    /// all pairs of them measure with the direct way, one central server, the nearest edges, and the
+    /// best that any edges and any path could do
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TRADEWIND_LAB_CLIENTS",
+        conflicts_with_all = ["chaos", "failures", "groups", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+    )]
+    clients: Option<usize>,
     /// Besides the lab's traffic: so many groups, to which messages and media are sent; and a count of
     /// the copies that takes, and of what members miss. Exit code 1 when there are more copies than
     /// needed, or a member misses something or gets it twice or out of order
@@ -227,6 +247,7 @@ pub(crate) struct Scenario {
     pub(crate) json: bool,
     pub(crate) mode: Mode,
     pub(crate) groups: Option<GroupOptions>,
+    pub(crate) far_clients: Option<FarClients>,
     /// The options that choose the world, for a command that replays it.
     pub(crate) world: String,
 }
@@ -267,6 +288,20 @@ impl Scenario {
             Some(_) => "",
         };
         let chosen = chosen_places(args, &matrix)?;
+        let far_clients = match args.clients {
+            None => None,
+            Some(clients @ 2..=MOST_FAR_CLIENTS) => Some(FarClients::draw(
+                matrix.clone(),
+                chosen.clone(),
+                clients,
+                args.seed,
+            )),
+            Some(_) => {
+                return Err(wrong(format!(
+                    "--clients must be from 2 to {MOST_FAR_CLIENTS}"
+                )));
+            }
+        };
         let matrix = matrix.select(&chosen);
         if !(0.0..=50.0).contains(&args.loss) {
             return Err(wrong("--loss is a percentage from 0 to 50"));
@@ -316,6 +351,7 @@ impl Scenario {
             json: args.json,
             mode,
             groups: groups(args)?,
+            far_clients,
             world: world(args),
         })
     }
@@ -341,6 +377,9 @@ fn world(args: &LabArgs) -> String {
     }
     if let Some(users) = args.users {
         world += &format!(" --users {users}");
+    }
+    if let Some(clients) = args.clients {
+        world += &format!(" --clients {clients}");
     }
     if args.duration != DEFAULT_DURATION {
         world += &format!(" --duration {}", args.duration);
@@ -413,6 +452,16 @@ fn chosen_places(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<usize
             chosen.push(index);
         }
         chosen
+    } else if args.clients.is_some() {
+        let count = args.relays.unwrap_or(FAR_RELAYS);
+        if count == 0 || count > n {
+            return Err(wrong(format!(
+                "--relays {count}: the matrix has {n} places"
+            )));
+        }
+        let mut best = placement::choose(matrix, count, PLACEMENT_HOP_MS, &mut |_| {}).relays;
+        best.sort_unstable();
+        best
     } else if let Some(count) = args.relays {
         if count > n {
             return Err(wrong(format!(

@@ -155,9 +155,8 @@ async fn live(scenario: &Scenario, watched: &Arc<Watched>) -> anyhow::Result<Out
         }
     };
     let sends = async {
-        match &crowd {
-            Some(crowd) => crowd.run(end).await,
-            None => {}
+        if let Some(crowd) = &crowd {
+            crowd.run(end).await;
         }
     };
     let (plan_updates, faults, (), (), plans, (), ()) = tokio::join!(

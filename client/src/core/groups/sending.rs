@@ -106,7 +106,7 @@ impl Groups {
         now: Instant,
     ) -> bool {
         self.with_lane_of(handle, lane, |lane| {
-            lane.on_rejected(sequence, trouble, now)
+            lane.on_rejected(sequence, trouble, now);
         })
     }
 
