@@ -449,6 +449,7 @@ impl Groups {
                 Body::JoinGroup(JoinGroup {
                     group: group_name,
                     layers,
+                    again: !group.joined && group.away.is_some(),
                 })
             }
             None if group.handle.is_none() && group.wants_to_send() => {

@@ -145,6 +145,14 @@ impl ReplayWindows {
         Some(sequence)
     }
 
+    /// The lanes of a group of which something is held.
+    pub(crate) fn lanes_of(&self, group: GroupKey) -> impl Iterator<Item = LaneKey> + '_ {
+        self.lanes
+            .keys()
+            .copied()
+            .filter(move |lane| lane.group == group)
+    }
+
     /// The segments of a lane from `from` to `to`, both included.
     pub(crate) fn range(
         &self,

@@ -133,6 +133,8 @@ struct Waiting {
     handle: u32,
     /// It joins, and does not only want to send.
     joins: bool,
+    /// It was a member before, elsewhere.
+    again: bool,
     until: Instant,
 }
 
@@ -270,7 +272,7 @@ impl Shard {
         &mut self,
         group_key: GroupKey,
         key: ConnKey,
-        layers: u8,
+        (layers, again): (u8, bool),
         reply: (u32, u32),
         now: Instant,
     ) {
@@ -288,6 +290,7 @@ impl Shard {
             reply_to,
             handle,
             joins: true,
+            again,
             until: now + JOIN_PATIENCE,
         });
         if new {
@@ -319,6 +322,7 @@ impl Shard {
             reply_to,
             handle,
             joins: false,
+            again: false,
             until: now + JOIN_PATIENCE,
         });
         self.settle_waiting(group_key, now);
@@ -442,11 +446,15 @@ impl Shard {
             } else {
                 return true;
             };
-            answered.push((waiting.key, waiting.reply_to, waiting.handle, status));
+            let again = waiting.again && status == group_result::Status::Done;
+            answered.push((waiting.key, waiting.reply_to, waiting.handle, status, again));
             false
         });
-        for (key, reply_to, handle, status) in answered {
+        for (key, reply_to, handle, status, again) in answered {
             self.tell_group_result(key, reply_to, status, handle);
+            if again {
+                self.tell_heads(group_key, key);
+            }
         }
     }
 

@@ -118,7 +118,11 @@ impl TestClient {
 
     pub async fn join(&mut self, group: &str, layers: u32) -> (group_result::Status, u32) {
         let group = group.to_owned();
-        let join = client_message::Body::JoinGroup(JoinGroup { group, layers });
+        let join = client_message::Body::JoinGroup(JoinGroup {
+            group,
+            layers,
+            again: false,
+        });
         let id = self.ask(join).await;
         self.group_result(id).await
     }

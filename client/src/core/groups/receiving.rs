@@ -140,7 +140,9 @@ impl Groups {
         let Some((name, group)) = self.known(&head.group) else {
             return;
         };
-        if group.joined && self.unheard.len() < MAX_UNHEARD {
+        // Our own lanes are for the others.
+        let own = group.sender == head.sender;
+        if group.joined && !own && self.unheard.len() < MAX_UNHEARD {
             self.unheard.insert((name, head.sender, head.lane));
             self.out.counts.fetches += 1;
             let fetch = FetchGroup {

@@ -25,6 +25,8 @@ const REPLAY_SEGMENTS: usize = 256;
 const REPLAY_BYTES: usize = 512 << 10;
 /// Lanes of which a session is told that it missed something; of others it sees by their next packet.
 const MAX_MISSED: usize = 1_024;
+/// Lanes of which a member that was away is told at once.
+const MAX_HEADS: usize = 256;
 
 /// What is to be made up for.
 #[derive(Debug, Default)]
@@ -261,6 +263,16 @@ impl Shard {
         };
         let packet = packet.for_members(handle, self.tables.me, now);
         self.give(key, packet, Some(lane), now);
+    }
+
+    /// Tells a member that was away how far the lanes of a group have come.
+    pub(super) fn tell_heads(&mut self, group: GroupKey, key: ConnKey) {
+        let mut lanes: Vec<LaneKey> = self.groups.windows.lanes_of(group).collect();
+        lanes.sort_unstable();
+        lanes.truncate(MAX_HEADS);
+        for lane in lanes {
+            self.tell_head(key, lane);
+        }
     }
 
     /// Tells a member how far a lane of which it missed something has come.

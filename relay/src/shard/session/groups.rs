@@ -91,7 +91,7 @@ impl Shard {
             self.use_relays_of(group, now);
         }
         let handle = if sends { handle } else { 0 };
-        self.add_member(group, key, layers, (reply_to, handle), now);
+        self.add_member(group, key, (layers, join.again), (reply_to, handle), now);
     }
 
     /// A client leaves a group.
