@@ -37,7 +37,7 @@ pub struct ClientConfig {
     /// costs no new connection. `true`.
     pub standby: bool,
     /// Edges that a conversation may enter and leave the network by on this client's side: the nearest
-    /// ones, from 1. 3.
+    /// ones, from 1. With 1 all goes by the first session's edge. 3.
     pub near_edges: usize,
     /// Sessions at a time, from 1: beyond the first one, the one that stands by and those at the nearest
     /// edges, conversations may use edges near to the peer. 12.

@@ -299,6 +299,11 @@ impl<'a> Builder<'a> {
         // The lab's clients stand beside their relays: there is no nearer door. One stands by.
         config.near_edges = 1;
         config.max_sessions = 2;
+        if self.scenario.mode == Mode::Chaos {
+            // What is checked there is told of single sessions.
+            config.standby = false;
+            config.max_sessions = 1;
+        }
         Ok(config)
     }
 

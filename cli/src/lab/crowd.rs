@@ -21,9 +21,6 @@ use super::{
 
 /// Clients begin to connect so far apart.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(5);
-/// One of so many users has a session that stands by; the others have one only. The lab's own clients
-/// have all that clients have.
-const STANDBY_OF: usize = 3;
 /// An outcome that has not come so long after a message's time to live, by the sender's clock, never
 /// comes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,11 +47,7 @@ impl Crowd {
         let own = builder.places.len();
         let mut connecting = JoinSet::new();
         for (me, user) in scenario.users.iter().enumerate().skip(own) {
-            let mut config = builder.client_config(&user.name, user.place)?;
-            // Every session costs the run its time.
-            config.near_edges = 1;
-            config.standby = me % STANDBY_OF == 0;
-            config.max_sessions = 1 + usize::from(config.standby);
+            let config = builder.client_config(&user.name, user.place)?;
             let host = builder.user_hosts[me - own].clone();
             let name = user.name.clone();
             builder.wan.sleep(CONNECT_INTERVAL).await;

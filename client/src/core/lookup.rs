@@ -290,9 +290,17 @@ impl Core {
         self.set_lookup_timer(user, Some(now + LOOKUP_PATIENCE));
     }
 
+    /// Whether conversations choose among edges on this side, or keep to the first session's.
+    const fn chooses_edges(&self) -> bool {
+        self.near_edges > 1
+    }
+
     /// A conversation lasts: asks the own nearest edges and those nearest to the peer what the ways
     /// from there cost. Those of them that there is no session with are wanted.
     pub(super) fn ask_for_ways(&mut self, user: &Arc<str>, now: Instant) {
+        if !self.chooses_edges() {
+            return;
+        }
         let near_peer = self.peers.get(user).map_or_else(Vec::new, |peer| {
             let newest = peer.newest.and_then(|newest| peer.devices.get(&newest));
             newest.map_or_else(Vec::new, |device| {
@@ -449,17 +457,24 @@ impl Core {
                 }
                 self.on_peer(WayKey { session, handle }, user, instance, now);
             }
-            let ways = device.ways.into_iter().map(|way| {
-                let micros = |us: u32| (us > 0).then(|| Duration::from_micros(u64::from(us)));
-                let known = Way {
-                    relay: way.relay.into(),
-                    cost: micros(way.cost_us),
-                    leg: micros(way.leg_us),
-                    standby: way.standby,
-                    distrusted_until: None,
-                };
-                (way.handle, known)
-            });
+            // A session that only stands by is taken where there is nothing else.
+            let usual = |way: &control::Way| !way.standby || self.chooses_edges();
+            let ways: Vec<(u32, Way)> = device
+                .ways
+                .into_iter()
+                .map(|way| {
+                    let micros = |us: u32| (us > 0).then(|| Duration::from_micros(u64::from(us)));
+                    let cost = micros(way.cost_us).filter(|_| usual(&way));
+                    let known = Way {
+                        relay: way.relay.into(),
+                        cost,
+                        leg: micros(way.leg_us),
+                        standby: way.standby,
+                        distrusted_until: None,
+                    };
+                    (way.handle, known)
+                })
+                .collect();
             let user = user.clone();
             if let Some(device) = self.device(&DeviceKey { user, instance }) {
                 device.ways.learn(session, ways);
@@ -506,6 +521,11 @@ impl Core {
                 }
             }
         }
+        self.ask_if_lost(user, now);
+    }
+
+    /// Asks where a peer is if there is no way for something that wants to go there.
+    pub(super) fn ask_if_lost(&mut self, user: &Arc<str>, now: Instant) {
         let lost = self.peers.get(user).is_some_and(|peer| {
             let without_way =
                 |device: &super::Device| device.has_messages() && device.ways.chosen().is_none();
@@ -551,6 +571,12 @@ impl Core {
         };
         let known = self.device(&key).is_some_and(|d| d.ways.forget(way));
         if known {
+            // What was asked before may be answered with what was so before.
+            if let Some(peer) = self.peers.get_mut(&user)
+                && matches!(peer.whereabouts, Whereabouts::Checked(..))
+            {
+                peer.whereabouts = Whereabouts::Known;
+            }
             self.choose_ways(&user, now);
         }
     }

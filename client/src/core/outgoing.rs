@@ -82,6 +82,8 @@ impl Core {
         self.send_to(&name, &devices, options.lane, message, how, now);
         if unknown {
             self.look_up(&name, now);
+        } else {
+            self.ask_if_lost(&name, now);
         }
         self.note_talk(&name, now);
         Ok(())
