@@ -35,6 +35,9 @@ const DETECTION: Duration = Duration::from_millis(300);
 /// Of a flow over a link that loses many packets, a few in a row are lost by chance before the link
 /// is left.
 const BY_CHANCE: Duration = Duration::from_secs(1);
+/// A client leaves an edge that does not answer within a second, and is at another one half a second
+/// later: of a flow that has come to another edge at one of its ends, that is added.
+const OTHER_EDGE: Duration = Duration::from_millis(1_500);
 /// Between the same two choices a tree changes once in this time.
 const CALM: Duration = Duration::from_secs(60);
 /// Who leaves a tree all of whose links have worked for so long leaves it by choice.
@@ -226,6 +229,11 @@ fn too_silent(
         let mut ways = vec![path.clone()];
         ways.extend(next.and_then(way_of));
         ways.extend(lost.clone().filter_map(way_of));
+        let ends_at = |way: &[usize]| (way.first().copied(), way.last().copied());
+        let moved = ways
+            .iter()
+            .any(|way| !way.is_empty() && ends_at(way) != ends_at(&path));
+        let other_edge = if moved { OTHER_EDGE } else { Duration::ZERO };
         let delay = next
             .and_then(|next| log.sent.get(next as usize))
             .map_or(Duration::ZERO, |sent| {
@@ -242,7 +250,8 @@ fn too_silent(
                     .all(|link| !now.is_degraded(link[0], link[1]))
             });
             let by_chance = if healthy { Duration::ZERO } else { BY_CHANCE };
-            let bound = DETECTION + slowest_at(facts, changed) + delay + PACE + by_chance;
+            let bound =
+                DETECTION + slowest_at(facts, changed) + delay + PACE + by_chance + other_edge;
             let silent = to - from;
             let way = || {
                 facts
