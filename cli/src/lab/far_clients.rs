@@ -18,7 +18,7 @@ use super::{builder::Builder, options::Scenario, report::best_one_way, seeds, wo
 
 /// Conversations go on for so long before they are measured: the whole way of one is chosen while it
 /// runs.
-const WARM_UP: Duration = Duration::from_secs(12);
+const WARM_UP: Duration = Duration::from_secs(20);
 /// Each client sends every other one a packet so often.
 const PACE: Duration = Duration::from_millis(1_500);
 /// Echoes that come so long after the end count.

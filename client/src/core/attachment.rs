@@ -40,9 +40,10 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    /// One way to its edge.
+    /// One way to its edge: half the shortest round trip. (The smoothed one contains the edge's delay in
+    /// acknowledging.)
     pub(super) fn leg(&self) -> Duration {
-        self.live.connection.rtt() / 2
+        self.live.connection.stats().path.min_rtt / 2
     }
 }
 
