@@ -111,7 +111,7 @@ impl Client {
         let shared = self.shared();
         let found = |found: Found| shared.with(|core, now| core.find_user(user, found, now));
         self.look_up(found).await?;
-        let name = shared.with(|core, now| core.count_flow(user, 1, now));
+        let name = shared.with(|core, _| core.count_flow(user, 1));
         let name = name.ok_or(LookupError::Offline)?;
         let id = shared.with(|core, _| core.new_flow());
         Ok(Flow::new(shared.clone(), name, None, class, id))
@@ -121,7 +121,7 @@ impl Client {
     #[must_use]
     pub fn reply_flow(&self, media: &Media) -> Flow {
         let shared = self.shared();
-        let name = shared.with(|core, now| core.count_flow(&media.from, 1, now));
+        let name = shared.with(|core, _| core.count_flow(&media.from, 1));
         let name = name.unwrap_or_else(|| media.from.clone());
         let id = shared.with(|core, _| core.new_flow());
         let direct = Some(WayKey {

@@ -27,7 +27,7 @@ pub struct ClientConfig {
     pub server_name: String,
     /// How long [`Client::connect`](crate::Client::connect) tries. 10 s.
     pub connect_timeout: Duration,
-    /// A connection without any sign of life for so long is dead, and another edge is looked for.
+    /// A connection without any sign of life for so long is dead. (One in use is given up within a second.)
     /// 8 s: below the 10 s for which the directory keeps a session that is no longer announced, so
     /// that a client has moved before its senders are told that it is offline.
     pub idle_timeout: Duration,

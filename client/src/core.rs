@@ -24,7 +24,7 @@ use tradewind_proto::{
     lane::{MessageId, Outcome, ReceiveConfig, ReceiveLane, SendConfig, SendLane},
 };
 
-pub(crate) use attachment::Attachment;
+pub(crate) use attachment::{Attachment, Ended};
 use devices::{Device, SendState};
 pub(crate) use groups::Answer;
 pub(crate) use incoming::Ping;
@@ -160,7 +160,8 @@ struct ReceiveEntry {
     from: WayKey,
     heard_at: Instant,
     duplicates_counted: u64,
-    queued: bool,
+    /// The session that it waits for its turn at.
+    queued_at: Option<u64>,
     blocked: bool,
     timer: Option<Instant>,
 }
@@ -200,6 +201,13 @@ enum Ask {
     Ways(Arc<str>),
     Relay(Found),
     Group(Arc<str>),
+}
+
+impl Ask {
+    /// Whether something cannot go on without the answer.
+    const fn is_awaited(&self) -> bool {
+        matches!(self, Self::User(_) | Self::Relay(_))
+    }
 }
 
 impl Core {

@@ -39,7 +39,7 @@ impl EdgeTable {
                 if known.edge.relay.is_none() {
                     known.edge.relay.clone_from(&edge.relay);
                 }
-            } else if self.edges.len() < MAX_EDGES {
+            } else if self.has_room() {
                 self.edges.push(Known {
                     edge: edge.clone(),
                     rtt: None,
@@ -50,11 +50,12 @@ impl EdgeTable {
         }
     }
 
-    /// An edge to be measured now, if there is one: those that never were come first.
-    pub(crate) fn to_measure(&self, now: Instant) -> Option<EdgeAddr> {
+    /// An edge to be measured now that is not `busy`, if there is one: those that never were come first.
+    pub(crate) fn to_measure(&self, busy: &[EdgeAddr], now: Instant) -> Option<EdgeAddr> {
         let due = |known: &&Known| {
             let old = known.measured_at.is_none_or(|at| now >= at + FRESH);
-            old && known.not_before.is_none_or(|at| at <= now)
+            let allowed = known.not_before.is_none_or(|at| at <= now);
+            old && allowed && !busy.contains(&known.edge)
         };
         let first = self.edges.iter().filter(due);
         first
@@ -114,6 +115,16 @@ impl EdgeTable {
         Some(if allowed { Ok(&known.edge) } else { Err(()) })
     }
 
+    /// Makes room for another edge: one that does not answer goes.
+    fn has_room(&mut self) -> bool {
+        if self.edges.len() < MAX_EDGES {
+            return true;
+        }
+        let dead = |known: &Known| known.rtt.is_none() && known.not_before.is_some();
+        let at = self.edges.iter().position(dead);
+        at.map(|at| self.edges.remove(at)).is_some()
+    }
+
     fn known(&mut self, address: SocketAddr) -> Option<&mut Known> {
         let mut edges = self.edges.iter_mut();
         edges.find(|known| known.edge.address == address)
@@ -138,10 +149,10 @@ mod tests {
         let mut table = EdgeTable::default();
         table.learn(&[edge(1), edge(2), edge(3)]);
         for (n, rtt) in [(1, 30), (2, 10), (3, 20)] {
-            assert_eq!(table.to_measure(now), Some(edge(n)));
+            assert_eq!(table.to_measure(&[], now), Some(edge(n)));
             table.measured(edge(n).address, Duration::from_millis(rtt), now);
         }
-        assert_eq!(table.to_measure(now), None);
+        assert_eq!(table.to_measure(&[], now), None);
         assert_eq!(table.next_measurement(), Some(now + FRESH));
         assert_eq!(table.nearest(now), [&edge(2), &edge(3), &edge(1)]);
         table.failed(edge(2).address, now);
@@ -151,6 +162,7 @@ mod tests {
         assert_eq!(table.of_relay("edge-1", now), Some(Ok(&edge(1))));
         assert_eq!(table.of_relay("edge-4", now), None);
         let later = now + FRESH;
-        assert_eq!(table.to_measure(later), Some(edge(1)));
+        assert_eq!(table.to_measure(&[], later), Some(edge(1)));
+        assert_eq!(table.to_measure(&[edge(1)], later), Some(edge(2)));
     }
 }

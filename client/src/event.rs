@@ -86,14 +86,14 @@ pub struct Media {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// A session stands.
+    /// A session stands, or another one than before is the first now.
     Connected {
         /// Name of the edge.
         relay: String,
         /// Its region.
         region: String,
     },
-    /// The session is lost; another one is being set up. Sends wait meanwhile.
+    /// The last session is lost; another one is being set up. Sends wait meanwhile.
     Reconnecting {
         /// What happened.
         reason: String,

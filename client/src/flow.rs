@@ -123,8 +123,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.shared
-            .with(|core, now| core.count_flow(&self.user, -1, now));
+        self.shared.with(|core, _| core.count_flow(&self.user, -1));
     }
 }
 

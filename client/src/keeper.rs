@@ -19,6 +19,7 @@ use tradewind_proto::{
 use crate::{
     ConnectError, EdgeAddr,
     connect::{self, Connector, Established},
+    core::Ended,
     edges::EdgeTable,
     session::{self, Session, code, describe, say_goodbye},
     shared::{Either, Shared, either, until_true},
@@ -44,6 +45,8 @@ const PATIENCE_EXTRA: Duration = Duration::from_millis(100);
 const SLEPT: Duration = Duration::from_secs(1);
 /// A further session that has carried nothing for so long is closed, unless it stands by.
 const UNUSED: Duration = Duration::from_secs(12);
+/// How soon addresses of edges that are not known are asked for again.
+const FIND_AGAIN: Duration = Duration::from_secs(5);
 /// Handshakes at a time.
 const ATTEMPTS: usize = 3;
 /// Sessions beyond the first are set up within this time after that, at random: clients of an edge that
@@ -86,6 +89,8 @@ struct Keeper {
     attempts: Vec<EdgeAddr>,
     /// No further session is set up before.
     not_before: Instant,
+    /// Addresses of edges are not asked for again before.
+    find_not_before: Instant,
     looked_at: Instant,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -103,6 +108,7 @@ pub(crate) fn start(shared: &Arc<Shared>, connector: Connector, first: Establish
         sessions: BTreeMap::new(),
         attempts: Vec::new(),
         not_before: now,
+        find_not_before: now,
         looked_at: now,
         events: sender,
     };
@@ -167,6 +173,10 @@ async fn keep(mut keeper: Keeper, mut events: mpsc::UnboundedReceiver<Event>) {
             }
         }
     };
+    for kept in keeper.sessions.values() {
+        let connection = &kept.session.live.connection;
+        connection.close(code(CloseCode::Done), reason.as_bytes());
+    }
     shared.with(|core, now| core.finish(&reason, now));
     shared.done.send_replace(true);
     shared.with(|core, _| core.wake_events());
@@ -272,6 +282,14 @@ impl Keeper {
             let connection = &kept.session.live.connection;
             let packets = connection.stats().udp_rx.datagrams;
             let life = &mut kept.life;
+            if used.doubted && life.asked_at.is_none() {
+                // Only what is heard from now on says that its edge lives.
+                life.packets = packets;
+                life.asked_at = Some(now);
+                matters = true;
+                shared.with(|core, _| core.ask_for_life(number));
+                continue;
+            }
             if packets != life.packets || slept {
                 life.packets = packets;
                 life.heard_at = now;
@@ -284,7 +302,7 @@ impl Keeper {
             match life.asked_at {
                 None => {
                     let silent = now.saturating_duration_since(life.heard_at) >= ASK_AFTER;
-                    if used.matters && (silent || used.doubted) {
+                    if used.matters && silent {
                         life.asked_at = Some(now);
                         shared.with(|core, _| core.ask_for_life(number));
                     }
@@ -327,7 +345,7 @@ impl Keeper {
             self.table.failed(kept.session.edge.address, now);
             self.choose_first();
             self.shared
-                .with(|core, now| core.detach(number, reason, now));
+                .with(|core, now| core.detach(number, &Ended::Lost(reason), now));
         }
     }
 
@@ -374,7 +392,7 @@ impl Keeper {
     fn end(&mut self, number: u64, reason: &[u8]) {
         if let Some(kept) = self.sessions.remove(&number) {
             self.shared
-                .with(|core, now| core.detach(number, "moved", now));
+                .with(|core, now| core.detach(number, &Ended::OnPurpose("moved"), now));
             let connection = &kept.session.live.connection;
             connection.close(code(CloseCode::Done), reason);
         }
@@ -401,13 +419,12 @@ impl Keeper {
             (false, true) => 1,
             (false, false) => 0,
         };
-        if near == 0 {
-            return;
-        }
         let mut unknown = Vec::new();
         let mut targets: Vec<EdgeAddr> = Vec::new();
         let nearest = self.table.nearest(now).into_iter().cloned();
-        targets.extend(nearest.take(near + 1));
+        if near > 0 {
+            targets.extend(nearest.take(near + 1));
+        }
         for relay in &wanted {
             match self.table.of_relay(relay, now) {
                 Some(Ok(edge)) => targets.push(edge.clone()),
@@ -416,17 +433,16 @@ impl Keeper {
             }
         }
         self.end_unused(&targets, now);
-        if now < self.not_before {
+        if near == 0 || now < self.not_before {
             return;
         }
-        if !unknown.is_empty() {
+        if !unknown.is_empty() && now >= self.find_not_before {
             shared.with(|core, _| core.find_edges(unknown));
-            self.not_before = now + BACKOFF.0;
+            self.find_not_before = now + FIND_AGAIN;
         }
         self.move_first(now);
         while self.attempts.len() < ATTEMPTS
-            && let Some(edge) = self.table.to_measure(now)
-            && !self.attempts.contains(&edge)
+            && let Some(edge) = self.table.to_measure(&self.attempts, now)
         {
             let connected = self.session_at(&edge);
             if let Some(number) = connected {
@@ -509,16 +525,19 @@ impl Keeper {
         found.map(|(&number, _)| number)
     }
 
+    /// Lets everything arrive that was handed over, on all sessions at a time, and ends them.
     async fn say_goodbye(&mut self) {
-        let first = self.shared.with(|core, _| core.first());
-        for (number, kept) in std::mem::take(&mut self.sessions) {
-            if Some(number) == first {
-                say_goodbye(&self.shared, kept.session).await;
-            } else {
-                let connection = &kept.session.live.connection;
-                connection.close(code(CloseCode::Done), b"bye");
-            }
+        let (ended, mut all_ended) = mpsc::channel::<()>(1);
+        for kept in std::mem::take(&mut self.sessions).into_values() {
+            let (shared, ended) = (self.shared.clone(), ended.clone());
+            self.shared.host.spawn(async move {
+                say_goodbye(&shared, kept.session).await;
+                drop(ended);
+            });
         }
+        drop(ended);
+        // Nobody sends on it: it only ends.
+        let _ = all_ended.recv().await;
     }
 }
 

@@ -88,8 +88,9 @@
 //! ```
 //!
 //! # Survival
-//! When the edge dies or drains, the client connects to the best of the others by itself, for as
-//! long as it takes; what was under way goes on there. The application sees [`State`] events. Tokens
+//! Another session stands by at the second-best edge. When the edge dies or drains, that one is the
+//! first from then on; without one the client connects to the best of the others by itself, for as
+//! long as it takes. What was under way goes on there. The application sees [`State`] events. Tokens
 //! are replaced in time when they come from a provider:
 //!
 //! ```

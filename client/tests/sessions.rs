@@ -225,6 +225,54 @@ fn a_peer_that_moves_is_found_again_and_nothing_is_lost_or_doubled() {
 }
 
 #[test]
+fn whoever_loses_an_edge_in_a_conversation_tells_the_other_one() {
+    run_virtual(15, |wan| async move {
+        let places = row(&wan, 3);
+        let net = Net::new(&wan);
+        let near = net.edge(places[0]);
+        net.edge(places[1]);
+        let ann = net.client(places[0], "ann").await;
+        let ben = net.client(places[2], "ben").await;
+        for n in 0..40_u32 {
+            ann.send("ben", n.to_string()).await.unwrap();
+            wan.sleep(ms(50)).await;
+        }
+        assert_eq!(net.seen().left, []);
+        near.kill();
+        ann.send("ben", "still there?").await.unwrap();
+        wan.sleep(secs(1)).await;
+        let said = ("ann".to_owned(), "edge-0".to_owned());
+        assert!(net.seen().left.contains(&said));
+        for n in 0..40_u32 {
+            assert_eq!(text_of(&ben).await, n.to_string());
+        }
+    });
+}
+
+#[test]
+fn an_idle_client_leaves_a_dead_edge_as_soon_as_the_edge_that_stands_by_says_so() {
+    run_virtual(14, |wan| async move {
+        let places = row(&wan, 2);
+        let net = Net::new(&wan);
+        let near = net.edge(places[0]);
+        net.edge(places[1]);
+        let ann = net.client(places[0], "ann").await;
+        wan.sleep(secs(30)).await;
+        let relay = || ann.stats().relay;
+        // A mistake costs nothing: the edge shows that it lives.
+        net.say_down(1, "edge-0");
+        wan.sleep(secs(2)).await;
+        assert_eq!(relay().as_deref(), Some("edge-0"));
+        near.kill();
+        wan.sleep(ms(100)).await;
+        assert_eq!(relay().as_deref(), Some("edge-0"), "nobody has noticed");
+        net.say_down(1, "edge-0");
+        wan.sleep(ms(800)).await;
+        assert_eq!(relay().as_deref(), Some("edge-1"));
+    });
+}
+
+#[test]
 fn a_draining_edge_is_left_before_its_end_without_a_gap() {
     run_virtual(8, |wan| async move {
         let places = row(&wan, 2);

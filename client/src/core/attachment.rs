@@ -47,6 +47,15 @@ impl Attachment {
     }
 }
 
+/// How a session has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ended<'a> {
+    /// Its edge does not answer, or has closed it: peers should not take ways there any more.
+    Lost(&'a str),
+    /// This client has left.
+    OnPurpose(&'a str),
+}
+
 /// What the keeper of sessions wants to know of one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Use {
@@ -62,7 +71,6 @@ impl Core {
     /// A session stands. What is under way goes on over it if it is the first.
     pub(crate) fn attach(&mut self, live: Arc<Live>, welcome: Welcome, first: bool, now: Instant) {
         let number = live.number;
-        self.sessions = self.sessions.max(number);
         let attachment = Attachment {
             live,
             welcome,
@@ -77,6 +85,13 @@ impl Core {
         self.attachments.insert(number, attachment);
         if first {
             self.promote(number, now);
+        } else {
+            // The first one may be another by now than it was when this one said hello.
+            let role = Role {
+                standby: true,
+                first: self.welcome.relay.clone(),
+            };
+            self.tell_session(number, client_message::Body::Role(role));
         }
         // Conversations may have a shorter way over it.
         let talking: Vec<Arc<str>> = self
@@ -126,9 +141,9 @@ impl Core {
         self.move_groups(Some(number), now);
     }
 
-    /// A session is over. What went over it goes over the others; `reason` is told when it was the
-    /// last one.
-    pub(crate) fn detach(&mut self, number: u64, reason: &str, now: Instant) {
+    /// A session is over. What went over it goes over the others; the application is told why when it
+    /// was the last one.
+    pub(crate) fn detach(&mut self, number: u64, ended: &Ended<'_>, now: Instant) {
         let Some(attachment) = self.attachments.remove(&number) else {
             return;
         };
@@ -149,9 +164,7 @@ impl Core {
             }
         }
         for entry in self.received.values_mut() {
-            if entry.from.session == number {
-                entry.queued = false;
-            }
+            entry.queued_at = entry.queued_at.filter(|&session| session != number);
         }
         let was_first = self.first == Some(number);
         if was_first {
@@ -159,9 +172,10 @@ impl Core {
             self.move_groups(None, now);
         }
         if self.attachments.is_empty() && !self.closed {
-            self.push_state(State::Reconnecting {
-                reason: reason.to_owned(),
-            });
+            let reason = match ended {
+                Ended::Lost(reason) | Ended::OnPurpose(reason) => (*reason).to_owned(),
+            };
+            self.push_state(State::Reconnecting { reason });
         }
         let left = attachment.welcome.relay;
         let users: Vec<_> = self.peers.keys().cloned().collect();
@@ -175,12 +189,18 @@ impl Core {
             }
             for device in peer.devices.values_mut() {
                 device.ways.forget_session(number);
-                for entry in device.lanes.values_mut() {
-                    entry.queued &= device.ways.chosen().is_none_or(|way| way.session != number);
-                }
             }
             self.choose_ways(&user, now);
-            if was_first && self.peers.get(&user).is_some_and(|p| p.talk.goes_on(now)) {
+            let Some(peer) = self.peers.get(&user) else {
+                continue;
+            };
+            // What was asked there has to be asked anew.
+            let unasked = peer.whereabouts == Whereabouts::Unknown && peer.is_wanted();
+            let talking = peer.talk.goes_on(now);
+            if unasked {
+                self.look_up(&user, now);
+            }
+            if talking && matches!(ended, Ended::Lost(_)) {
                 self.say_left(&user, &left);
             }
         }
@@ -191,7 +211,7 @@ impl Core {
         self.fail_everything(now);
         let sessions: Vec<u64> = self.attachments.keys().copied().collect();
         for session in sessions {
-            self.detach(session, reason, now);
+            self.detach(session, &Ended::OnPurpose(reason), now);
         }
         self.push_state(State::Closed {
             reason: reason.to_owned(),
@@ -239,7 +259,7 @@ impl Core {
             used_at: attachment.used_at,
             matters: now < attachment.used_at + IN_USE
                 || attachment.doubted
-                || !attachment.asks.is_empty(),
+                || attachment.asks.values().any(Ask::is_awaited),
             doubted: attachment.doubted,
         })
     }

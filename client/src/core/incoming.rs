@@ -211,7 +211,7 @@ impl Core {
                 from: way,
                 heard_at: now,
                 duplicates_counted: 0,
-                queued: false,
+                queued_at: None,
                 blocked: false,
                 timer: None,
             };

@@ -214,16 +214,13 @@ impl Core {
                     self.ask_for_ways(user, now);
                 }
             }
-            Whereabouts::Known => {
-                if peer.flows > 0 {
-                    self.set_lookup_timer(user, Some(now + FLOW_CHECK));
-                }
-            }
+            Whereabouts::Known => {}
             // No answer. What holds will hold for a while longer.
             Whereabouts::Checked(session, id) => {
                 peer.whereabouts = Whereabouts::Known;
                 self.forget_ask(session, id);
                 self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+                self.ask_if_lost(user, now);
             }
             Whereabouts::Asked(session, id) => {
                 peer.whereabouts = Whereabouts::Unknown;
@@ -236,21 +233,17 @@ impl Core {
 
     /// Something was said to a peer, or by it.
     pub(super) fn note_talk(&mut self, user: &Arc<str>, now: Instant) {
-        let Some((_, peer)) = self.peer(user) else {
-            return;
-        };
-        if peer.talk.note(now) && peer.lookup_timer.is_none() {
-            self.set_lookup_timer(user, Some(now + MOMENT));
+        if !self.peers.contains_key(user) {
+            // A name that cannot be one's.
+            if self.peer(user).is_none() {
+                return;
+            }
         }
-    }
-
-    /// From the first flow on its way is checked now and then.
-    pub(super) fn watch_flow(&mut self, user: &Arc<str>, now: Instant) {
-        let unwatched = self.peers.get(user).is_some_and(|peer| {
-            peer.flows > 0 && peer.whereabouts == Whereabouts::Known && peer.lookup_timer.is_none()
-        });
-        if unwatched {
-            self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+        if let Some(peer) = self.peers.get_mut(user)
+            && peer.talk.note(now)
+            && peer.lookup_timer.is_none()
+        {
+            self.set_lookup_timer(user, Some(now + MOMENT));
         }
     }
 
@@ -370,11 +363,9 @@ impl Core {
             Status::Found => {
                 peer.whereabouts = Whereabouts::Known;
                 peer.found_at = Some(now);
-                let next = (peer.flows > 0 || peer.talk.goes_on(now)).then(|| {
-                    match peer.talk.lasts(now) {
-                        true => now + FLOW_CHECK,
-                        false => now + MOMENT,
-                    }
+                let next = peer.talk.goes_on(now).then(|| match peer.talk.lasts(now) {
+                    true => now + FLOW_CHECK,
+                    false => now + MOMENT,
                 });
                 self.set_lookup_timer(user, next);
                 self.learn_ways(user, session, result, now);
@@ -391,6 +382,7 @@ impl Core {
             Status::Retry if checked => {
                 peer.whereabouts = Whereabouts::Known;
                 self.set_lookup_timer(user, Some(now + FLOW_CHECK));
+                self.ask_if_lost(user, now);
             }
             Status::Retry => self.ask_later(user, now + LOOKUP_RETRY),
             Status::Denied => {

@@ -200,7 +200,11 @@ impl Core {
                     let Some(entry) = self.received.get_mut(&key) else {
                         continue;
                     };
-                    entry.queued = false;
+                    // It may have its turn at another session by now.
+                    if entry.queued_at != Some(session) {
+                        continue;
+                    }
+                    entry.queued_at = None;
                     let from = entry.from;
                     while from.session == session
                         && let Some(frame) = entry.lane.poll_transmit(now)
@@ -265,9 +269,11 @@ impl Core {
         let due = entry.lane.next_timeout();
         let session = entry.from.session;
         let turn = self.attachments.contains_key(&session)
-            && !entry.queued
+            && entry.queued_at != Some(session)
             && (entry.lane.must_refuse() || due.is_some_and(|due| due <= now));
-        entry.queued |= turn;
+        if turn {
+            entry.queued_at = Some(session);
+        }
         let next = due.filter(|at| *at > now);
         let before = std::mem::replace(&mut entry.timer, next);
         let stream = stream_of(key.lane);
@@ -306,11 +312,18 @@ impl Core {
             self.note_use(way.session, now);
             return Some((live, way));
         }
-        self.look_up(user, now);
+        // Not before it is to be asked again: packets come often.
+        let waits = self
+            .peers
+            .get(user)
+            .is_some_and(|peer| peer.whereabouts == Whereabouts::AskLater);
+        if !waits {
+            self.look_up(user, now);
+        }
         None
     }
 
-    /// Tells a peer that the edge of that name has been left, over the first session.
+    /// Tells a peer, by the ways that are chosen now, that the edge of that name has been left.
     pub(super) fn say_left(&mut self, user: &Arc<str>, relay: &str) {
         let ways = self.peers.get(user).map_or_else(Vec::new, |peer| {
             let devices = peer.devices.values();
@@ -327,10 +340,9 @@ impl Core {
     }
 
     /// A flow to a user is opened (+1) or closed (−1).
-    pub(crate) fn count_flow(&mut self, user: &str, by: isize, now: Instant) -> Option<Arc<str>> {
+    pub(crate) fn count_flow(&mut self, user: &str, by: isize) -> Option<Arc<str>> {
         let (name, peer) = self.peer(user)?;
         peer.flows = peer.flows.saturating_add_signed(by);
-        self.watch_flow(&name, now);
         Some(name)
     }
 }

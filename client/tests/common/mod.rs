@@ -19,10 +19,11 @@ use tradewind_host::Host;
 use tradewind_proto::{
     ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME, RelayIndex,
     control::{
-        ClientMessage, Draining, Edge, EdgeMessage, Gone, LookupResult, Peer, Rejected, Welcome,
-        client_message, edge_message, lookup_result, rejected,
+        ClientMessage, Draining, Edge, EdgeDown, EdgeMessage, Gone, LookupResult, Peer, Rejected,
+        Welcome, client_message, edge_message, lookup_result, rejected,
     },
     encode_frame, frame_message,
+    lane::LaneFrame,
     packet::{AccessHeader, Kind, Trace, TraceRecord},
 };
 use tradewind_trust::{Ca, tls};
@@ -85,6 +86,8 @@ pub struct Seen {
     pub hellos: Vec<(usize, String)>,
     pub byes: Vec<String>,
     pub lookups: Vec<String>,
+    /// Who has told somebody to have left which edge.
+    pub left: Vec<(String, String)>,
     /// User, group, layers.
     pub joins: Vec<(String, String, u32)>,
     pub fetches: usize,
@@ -174,6 +177,15 @@ impl Net {
     pub async fn client(&self, place: PlaceId, user: &str) -> Client {
         let host = self.wan.add_host(place, HostClock::new(7_000_000, -30.0));
         Client::connect(self.config(user), host).await.unwrap()
+    }
+
+    /// An edge tells its clients that another one is down.
+    pub fn say_down(&self, edge: usize, down: &str) {
+        let state = self.state.lock().unwrap();
+        for session in state.sessions.values().filter(|s| s.edge == edge) {
+            let relay = down.to_owned();
+            session.tell(0, edge_message::Body::EdgeDown(EdgeDown { relay }));
+        }
     }
 
     /// An edge tells its clients to go.
@@ -374,6 +386,13 @@ impl Net {
         let loss = state.knobs.loss;
         if state.happens(loss) && is_message {
             return;
+        }
+        if is_message
+            && let Ok(LaneFrame::Left(left)) = LaneFrame::decode(payload.clone())
+            && let Some(sender) = state.sessions.get(&from)
+        {
+            let said = (sender.user.clone(), left.relay);
+            state.seen.left.push(said);
         }
         let Some(sender) = state.sessions.get(&from) else {
             return;

@@ -91,6 +91,11 @@ impl Core {
                 let leave = client_message::Body::LeaveGroup(LeaveGroup { group });
                 self.tell_session(before, leave);
             }
+            if let Some(attachment) = self.attachments.get_mut(&before) {
+                attachment
+                    .asks
+                    .retain(|_, ask| !matches!(ask, Ask::Group(_)));
+            }
             self.groups.detached(now);
         }
         (self.group_link.session, self.group_link.leg) = (to, None);
@@ -240,16 +245,16 @@ impl Core {
         self.set_timer(Timer::Groups, before, next);
     }
 
-    /// Half the shortest round trip to the edge, microseconds: looked at now and then.
+    /// One way to the edge, microseconds: looked at now and then.
     fn group_leg(&mut self, session: u64, now: Instant) -> u32 {
-        let before = match self.group_link.leg {
-            Some((leg, looked)) if now.saturating_duration_since(looked) < LEG_LOOK => return leg,
-            Some((leg, _)) => leg,
-            None => u32::MAX,
-        };
-        let rtt = self.live(session).map(|live| live.connection.rtt());
-        let half = rtt.unwrap_or_default().as_micros() / 2;
-        let leg = u32::try_from(half).unwrap_or(u32::MAX).min(before);
+        if let Some((leg, looked)) = self.group_link.leg
+            && now.saturating_duration_since(looked) < LEG_LOOK
+        {
+            return leg;
+        }
+        let attachment = self.attachments.get(&session);
+        let leg = attachment.map_or(0, |attachment| attachment.leg().as_micros());
+        let leg = u32::try_from(leg).unwrap_or(u32::MAX);
         self.group_link.leg = Some((leg, now));
         leg
     }
