@@ -61,7 +61,6 @@ struct Edge {
     until: Instant,
     /// The version that it is known to use at least.
     confirmed: u64,
-    told_at: Instant,
 }
 
 /// An announcement that is not confirmed yet.
@@ -196,7 +195,6 @@ impl Home {
         let edge = entry.edges.entry(from).or_insert(Edge {
             until: now,
             confirmed: version,
-            told_at: now,
         });
         if edge.until <= now {
             // It uses nothing that it was told before.
@@ -301,7 +299,7 @@ impl Home {
         self.tell_edges(key, now, actions);
     }
 
-    /// Tells every edge that does not use the present version yet, and was not told just now.
+    /// Tells every edge that does not use the present version yet.
     fn tell_edges(&mut self, key: GroupKey, now: Instant, actions: &mut Vec<HomeAction>) {
         let Some(entry) = self.groups.get_mut(&key) else {
             return;
@@ -314,7 +312,6 @@ impl Home {
             }
             waiting = true;
             self.next_id += 1;
-            edge.told_at = now;
             self.changes.insert(self.next_id, (to, key, entry.version));
             actions.push(HomeAction::Changed {
                 to,

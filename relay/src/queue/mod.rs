@@ -168,9 +168,10 @@ impl SendQueue {
         self.layout.mask(class)
     }
 
-    /// Whether at least half of the room for messages is free.
+    /// Whether there is room for more messages of one tenant, of whatever class: most of the queue is
+    /// free.
     pub(crate) fn has_room_for_messages(&self) -> bool {
-        2 * self.message_bytes < self.layout.max_message_bytes
+        4 * self.message_bytes < self.layout.max_message_bytes
     }
 
     /// Packets waiting.
@@ -372,6 +373,21 @@ mod tests {
                 ((Class::Bulk, 2), wanted[1]),
             ]
         );
+    }
+
+    #[test]
+    fn while_there_is_room_a_message_of_any_class_is_taken() {
+        let now = start();
+        for class in Class::ALL {
+            let mut queue = SendQueue::new(&LAYOUT);
+            let mut taken = 0;
+            while queue.has_room_for_messages() {
+                let item = queued(Kind::Message, class, 1, taken, now);
+                assert!(queue.push_message(item).is_ok(), "{class:?} after {taken}");
+                taken += 1;
+            }
+            assert!(taken > 20);
+        }
     }
 
     #[test]

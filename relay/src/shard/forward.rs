@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use tradewind_proto::{
     DropReason, GroupKey, Locator, RelayIndex, Uplink,
     control::rejected,
-    packet::{Destination, Kind, LinkHeader, MAX_PASSED, Trace},
+    packet::{Destination, Kind, LinkHeader, MAX_PASSED, RelaySet, Trace},
 };
 use tradewind_routing::LinkHealth;
 
@@ -86,8 +86,16 @@ impl Shard {
             |relay, target| self.on_the_way(relay, target),
             &mut split,
         );
+        // Each copy gets a set of its own.
+        let mut packet = packet;
+        packet.relays = RelaySet::EMPTY;
         for copy in split.copies.drain(..) {
-            for relays in copy.relays.parts() {
+            let (whole, cut) = match copy.relays.encoded_len() {
+                Some(_) => (Some(copy.relays), None),
+                None => (None, Some(copy.relays)),
+            };
+            let cut = cut.iter().flat_map(RelaySet::parts);
+            for relays in whole.into_iter().chain(cut) {
                 let mut packet = packet.clone();
                 packet.relays = relays;
                 self.metrics.groups.copies.inc();

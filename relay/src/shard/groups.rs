@@ -492,12 +492,17 @@ impl Shard {
                     self.look_at_group(key, now);
                 }
             }
+            // What was armed before something became due earlier still comes.
+            Timer::Home if self.groups.home_timer.is_none_or(|at| at > now) => {}
             Timer::Home => {
                 self.groups.home_timer = None;
                 self.at_home(now, |home, actions| home.tick(now, actions));
             }
             Timer::Ask(id) => self.try_ask(id, now),
-            Timer::Recovery => self.recover(now),
+            Timer::Recovery => {
+                self.groups.recovery.armed = false;
+                self.recover(now);
+            }
         }
     }
 

@@ -34,7 +34,8 @@ pub(super) struct Recovery {
     missed: BTreeMap<ConnKey, BTreeSet<LaneKey>>,
     fetches: BTreeMap<(ConnKey, LaneKey), Running>,
     asks: BTreeMap<LaneKey, (RelayIndex, OriginAsk)>,
-    armed: bool,
+    /// Its timer is set.
+    pub(super) armed: bool,
 }
 
 #[derive(Debug)]
@@ -143,7 +144,6 @@ impl Shard {
 
     /// Asks edges, gives members what there is, tells those that have room again what they missed.
     pub(super) fn recover(&mut self, now: Instant) {
-        self.groups.recovery.armed = false;
         let lanes: Vec<LaneKey> = self.groups.recovery.asks.keys().copied().collect();
         for lane in lanes {
             self.ask_origin(lane, now);

@@ -10,6 +10,9 @@ use tradewind_proto::{
 
 use super::{ConnKey, EDGE_HANDLE, Group, INTRODUCTION_PERIOD, MAX_SOURCES, Shard, Source, What};
 
+/// Senders that a new member is told of at once.
+const MAX_TOLD: usize = 1_024;
+
 impl Group {
     fn source_message(&self, locator: Locator) -> Option<GroupSource> {
         let source = self.sources.get(&locator)?;
@@ -115,7 +118,11 @@ impl Shard {
         let Some(group) = self.groups.known.get(&key) else {
             return;
         };
-        let locators = group.sources.keys();
+        // The latest ones: a member that cannot take in all of them at once would be closed for it.
+        let mut latest: Vec<_> = group.sources.iter().map(|(&l, s)| (s.used, l)).collect();
+        latest.sort_unstable_by(|a, b| b.cmp(a));
+        latest.truncate(MAX_TOLD);
+        let locators = latest.iter().map(|(_, locator)| locator);
         let messages: Vec<GroupSource> =
             locators.filter_map(|&l| group.source_message(l)).collect();
         for message in messages {

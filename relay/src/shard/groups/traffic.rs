@@ -27,7 +27,6 @@ pub(in crate::shard) struct Sent {
     pub(in crate::shard) session: ConnKey,
     /// The session's handle of the group.
     pub(in crate::shard) handle: u32,
-    pub(in crate::shard) user: String,
     pub(in crate::shard) max_message: u64,
     pub(in crate::shard) packet: Packet,
 }
@@ -134,6 +133,10 @@ impl Shard {
         now: Instant,
     ) -> Result<&mut IngressLane, DropReason> {
         let receiver = self.rng.random();
+        let owner = self
+            .session(sent.session)
+            .and_then(|session| session.user());
+        let owner = owner.ok_or(DropReason::NotReady)?.user.clone();
         let groups = &mut self.groups;
         let group = groups
             .known
@@ -148,12 +151,12 @@ impl Shard {
         }
         let state = group.lanes.entry(key).or_insert_with(|| Lane {
             ingress: IngressLane::new(receiver, base, now),
-            owner: sent.user.clone(),
+            owner: owner.clone(),
             session: sent.session,
             handle: sent.handle,
         });
         // Members know the sender's instance; nobody else may use it.
-        if state.owner != sent.user {
+        if state.owner != owner {
             return Err(DropReason::Denied);
         }
         state.session = sent.session;

@@ -259,7 +259,7 @@ impl Shard {
         if !claims.allows_class(access.class) || !claims.may_send_to(&id.group) {
             return Err(DropReason::Denied);
         }
-        let (user, max_message) = (ready.user.user.clone(), claims.max_message_bytes());
+        let max_message = claims.max_message_bytes();
         let (app, may_send) = (ready.app, ready.may_send(raw.len(), now));
         let sender = Locator {
             relay: tables.me,
@@ -301,7 +301,6 @@ impl Shard {
             group,
             session: key,
             handle: access.handle,
-            user,
             max_message,
             packet: Packet::new(header, raw, AccessHeader::LEN, now),
         })
