@@ -137,8 +137,13 @@ struct Lines {
 async fn send_lines(args: &SendArgs, options: SendOptions) -> anyhow::Result<()> {
     let client = args.connect.connect().await?;
     let mut lines = Lines::default();
+    let work = async {
+        let sent = lines.send_all(&client, args, options).await;
+        lines.all_end().await;
+        sent
+    };
     let all_sent = tokio::select! {
-        sent = lines.send_all(&client, args, options) => sent,
+        sent = work => sent,
         _ = tokio::signal::ctrl_c() => {
             // What is under way ends as closed then.
             client.close().await;

@@ -340,7 +340,8 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn worsened(spec: LinkSpec, scenario: &Scenario) -> LinkSpec {
+/// What the options make of every link.
+pub(super) fn worsened(spec: LinkSpec, scenario: &Scenario) -> LinkSpec {
     let jitter = if scenario.jitter.is_zero() {
         Jitter::None
     } else {

@@ -2,10 +2,11 @@
 //! many it had to be, by the tree of the plan that it was stamped with.
 //!
 //! What is counted is a packet: one segment of a message. Left out, on both sides, are packets that
-//! their sender has sent again, that a relay deflected, and those that met a link that did not work.
+//! their sender has sent again, that a relay deflected, that met a link that did not work, and those of
+//! plans that no controller could tell the tree of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -43,7 +44,7 @@ struct Inner {
     groups: HashMap<u64, usize>,
     /// By sender instance, lane and sequence.
     packets: HashMap<(u64, u32, u64), Packet>,
-    trees: HashMap<(PlanId, usize), Option<Arc<Tree>>>,
+    trees: HashMap<(PlanId, usize), Arc<Tree>>,
 }
 
 /// By place: the place whose relay it gets packets from.
@@ -55,7 +56,7 @@ struct Packet {
     /// When its ingress edge saw it first, network time.
     at: Duration,
     origin: usize,
-
+    /// `None` when there was no controller to ask.
     tree: Option<Arc<Tree>>,
     /// Places with members, as the ingress edge knew.
     known: BTreeSet<usize>,
@@ -108,14 +109,16 @@ impl Copies {
             if let Some((group, _)) = read_stamp(MESSAGE, &data.payload) {
                 inner.groups.insert(data.sender, group);
             }
-            let tree = inner
-                .trees
-                .entry((header.plan, place))
-                .or_insert_with(|| {
-                    let tree = controller()?.out_tree(header.plan, &self.relays[place])?;
-                    self.by_place(&tree).map(Arc::new)
-                })
-                .clone();
+            let key = (header.plan, place);
+            // While there is no controller to ask it is not known; the next packet asks again.
+            if let Entry::Vacant(entry) = inner.trees.entry(key)
+                && let Some(tree) = controller()
+                    .and_then(|controller| controller.out_tree(header.plan, &self.relays[place]))
+                && let Some(tree) = self.by_place(&tree)
+            {
+                entry.insert(Arc::new(tree));
+            }
+            let tree = inner.trees.get(&key).cloned();
             let known: BTreeSet<usize> = passage
                 .relays
                 .iter()

@@ -14,7 +14,13 @@ use tradewind_host::Host;
 use tradewind_routing::RttMatrix;
 use tradewind_wan::{HostClock, LinkSpec, WanHost};
 
-use super::{builder::Builder, options::Scenario, report::best_one_way, seeds, world::Watched};
+use super::{
+    builder::{self, Builder, worsened},
+    options::Scenario,
+    report::best_one_way,
+    seeds,
+    world::Watched,
+};
 
 /// Conversations go on for so long before they are measured: the whole way of one is chosen while it
 /// runs.
@@ -220,7 +226,7 @@ async fn connect(
     far: &FarClients,
 ) -> anyhow::Result<Vec<(Arc<WanHost>, Client)>> {
     let wan = builder.wan;
-    let port = super::builder::CLIENT_PORT;
+    let port = builder::CLIENT_PORT;
     let edges = builder.relay_hosts.iter();
     let edges: Vec<SocketAddr> = edges.map(|host| SocketAddr::new(host.ip(), port)).collect();
     let mut rng = seeds::rng(builder.scenario.seed, seeds::FAR_CLIENTS, 1);
@@ -233,7 +239,10 @@ async fn connect(
                 far.matrix.one_way(relay, home),
             );
             if let (Some(there), Some(back)) = both {
-                let spec = |delay: Duration| LinkSpec::with_delay(delay.max(SAME_PLACE));
+                let spec = |delay: Duration| {
+                    let spec = LinkSpec::with_delay(delay.max(SAME_PLACE));
+                    worsened(spec, builder.scenario)
+                };
                 wan.set_link(place, relay_place, spec(there));
                 wan.set_link(relay_place, place, spec(back));
             }
@@ -448,7 +457,7 @@ impl FarReport {
         text += &line("tradewind (measured)", summary.tradewind_ms);
         text += &line("optimum (any edges, any path)", summary.joint_optimum_ms);
         if summary.unmeasured_pairs > 0 {
-            text += &format!("{} pairs were not measured\n", summary.unmeasured_pairs);
+            text += &format!("{} pairs are in no sum\n", summary.unmeasured_pairs);
         }
         text
     }

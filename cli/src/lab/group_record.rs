@@ -62,6 +62,8 @@ pub(crate) struct GroupSummary {
     pub(crate) copies_sent: u64,
     /// Links in the origin's out-tree to relays with members, in the plan that was stamped.
     pub(crate) copies_minimum: u64,
+    /// Segments that these are of.
+    pub(crate) copies_counted: u64,
     /// Segments left out on both sides: sent again, deflected, or met by a fault.
     pub(crate) copies_excluded: u64,
     pub(crate) group_messages_sent: u64,
@@ -213,6 +215,7 @@ impl GroupRecord {
             group_members: options.members as u64,
             copies_sent: copies.sent,
             copies_minimum: copies.minimum,
+            copies_counted: copies.packets,
             copies_excluded: copies.excluded,
             group_messages_sent: inner.messages.len() as u64,
             group_messages_failed: failed.count() as u64,
@@ -280,6 +283,12 @@ impl Inner {
                     "{} copies were sent; {} are needed",
                     summary.copies_sent, summary.copies_minimum
                 ),
+            );
+        }
+        if !faults && summary.copies_counted == 0 && summary.copies_excluded > 0 {
+            add(
+                "where nothing fails copies can be counted",
+                format!("{} segments were left out", summary.copies_excluded),
             );
         }
         let missing = self.missing();

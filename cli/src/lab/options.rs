@@ -178,7 +178,7 @@ pub(crate) struct LabArgs {
         long,
         value_name = "N",
         env = "TRADEWIND_LAB_CLIENTS",
-        conflicts_with_all = ["chaos", "failures", "groups", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall"]
+        conflicts_with_all = ["chaos", "failures", "groups", "cut", "cut_one_way", "brownout", "delay_step", "heal", "kill", "restart", "stall", "drain"]
     )]
     clients: Option<usize>,
     /// Besides the lab's traffic: so many groups, to which messages and media are sent; and a count of
@@ -248,7 +248,7 @@ pub(crate) struct Scenario {
     pub(crate) mode: Mode,
     pub(crate) groups: Option<GroupOptions>,
     pub(crate) far_clients: Option<FarClients>,
-    /// The options that choose the world, for a command that replays it.
+    /// The options that choose the world and what fails in it, for a command that replays it.
     pub(crate) world: String,
 }
 
@@ -281,6 +281,8 @@ impl Scenario {
     pub(crate) fn new(args: &LabArgs) -> anyhow::Result<Self> {
         let (matrix_name, matrix) = match &args.matrix {
             Some(file) => matrix_args::read(Some(file))?,
+            // Clients are to be elsewhere than relays: of all places there are.
+            None if args.clients.is_some() => matrix_args::built_in(usize::MAX)?,
             None => matrix_args::built_in(args.relays.unwrap_or(0))?,
         };
         let coordinates = match args.matrix {
@@ -357,7 +359,7 @@ impl Scenario {
     }
 }
 
-/// The options that choose the world, but for the seed.
+/// The options that choose the world and what fails in it, but for the seed.
 fn world(args: &LabArgs) -> String {
     let mut world = String::new();
     if let Some(matrix) = &args.matrix {
@@ -380,6 +382,22 @@ fn world(args: &LabArgs) -> String {
     }
     if let Some(clients) = args.clients {
         world += &format!(" --clients {clients}");
+    }
+    let faults = [
+        ("cut", &args.cut),
+        ("cut-one-way", &args.cut_one_way),
+        ("brownout", &args.brownout),
+        ("delay-step", &args.delay_step),
+        ("heal", &args.heal),
+        ("kill", &args.kill),
+        ("restart", &args.restart),
+        ("stall", &args.stall),
+        ("drain", &args.drain),
+    ];
+    for (option, values) in faults {
+        for value in values {
+            world += &format!(" --{option} '{value}'");
+        }
     }
     if args.duration != DEFAULT_DURATION {
         world += &format!(" --duration {}", args.duration);
@@ -588,6 +606,51 @@ mod tests {
         let n = scenario.matrix.len();
         let missing = (0..n * n).any(|cell| scenario.matrix.cell(cell / n, cell % n).is_none());
         assert!(!missing, "the table is a full square");
+    }
+
+    #[test]
+    fn the_command_that_replays_a_run_asks_for_the_same_world_and_the_same_faults() {
+        let line = [
+            "--virtual",
+            "--relays",
+            "6",
+            "--groups",
+            "2",
+            "--members",
+            "5",
+            "--seed",
+            "7",
+            "--kill",
+            "busiest@3s",
+            "--kill",
+            "controller@4s",
+            "--restart",
+            "controller@5s",
+        ];
+        let asked = scenario(&line).unwrap();
+        let replay = asked.replay();
+        let words = replay.strip_prefix("tradewind lab ").unwrap();
+        let words: Vec<&str> = words
+            .split(' ')
+            .map(|word| word.trim_matches('\''))
+            .collect();
+        let again = scenario(&words).unwrap();
+        assert_eq!(again.faults, asked.faults);
+        assert_eq!(again.matrix.names(), asked.matrix.names());
+        assert_eq!((again.seed, again.groups), (asked.seed, asked.groups));
+        assert_eq!(again.replay(), replay);
+    }
+
+    #[test]
+    fn clients_stand_elsewhere_than_relays_and_nothing_that_would_be_ignored_is_taken() {
+        let asked = scenario(&["--clients", "10"]).unwrap();
+        let far = asked.far_clients.unwrap();
+        assert_eq!((asked.matrix.len(), far.clients.len()), (12, 10));
+        assert!(far.matrix.len() > 12);
+        for option in ["--drain", "--kill"] {
+            let line = ["--clients", "10", option, "dubai@1s"];
+            assert!(scenario(&line).is_err(), "{option}");
+        }
     }
 
     #[test]

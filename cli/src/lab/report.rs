@@ -390,7 +390,7 @@ fn summary(pairs: &[PairReport], outcome: &Outcome) -> Summary {
     for (&reason, count) in outcome.pairs.iter().flat_map(|pair| &pair.messages_failed) {
         *failures.entry(reason).or_default() += count;
     }
-    let unnamed = sum(|pair| pair.lost) - failures.values().sum::<u64>().min(sum(|pair| pair.lost));
+    let unnamed = sum(|pair| pair.lost).saturating_sub(failures.values().sum());
     let crowd = &outcome.between_users;
     for (&reason, count) in &crowd.failed {
         *failures.entry(reason).or_default() += count;

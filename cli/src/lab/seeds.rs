@@ -9,9 +9,9 @@ pub(super) const TRAFFIC: u64 = 3;
 pub(super) const STEADY: u64 = 4;
 pub(super) const CHAOS: u64 = 5;
 pub(super) const FAILURES: u64 = 6;
-pub(super) const GROUPS: u64 = 9;
 pub(super) const USERS: u64 = 7;
 pub(super) const USER_FAULTS: u64 = 8;
+pub(super) const GROUPS: u64 = 9;
 pub(super) const FAR_CLIENTS: u64 = 10;
 
 /// The generator of the `index`-th thing of a kind.
