@@ -66,6 +66,10 @@ enum Arrival {
     Resume,
 }
 
+/// A member gives a segment up that it asks for six times in vain; of those tries some find the
+/// sender's edge out of reach. Fewer losses than the others must not cost anything.
+const MOST_LOSSES: u8 = 2;
+
 /// A member at an edge that holds some of the segments.
 struct World {
     dice: Dice,
@@ -78,6 +82,8 @@ struct World {
     segments: Vec<Data>,
     /// By sequence.
     held: Vec<bool>,
+    /// How often each segment was lost on its way to the member, at most [`MOST_LOSSES`].
+    losses: Vec<u8>,
     unreachable_until: Instant,
     /// Segments that the sender has sent so far.
     sent: u64,
@@ -97,6 +103,7 @@ impl World {
             arrivals: BTreeMap::new(),
             lane: MemberLane::new(config(), SENDER, LANE, 0, 0),
             held: vec![true; segments.len()],
+            losses: vec![0; segments.len()],
             segments,
             unreachable_until: now,
             sent: 0,
@@ -113,7 +120,10 @@ impl World {
     }
 
     fn send(&mut self, sequence: u64) {
-        if !self.dice.happens(self.loss) {
+        let losses = &mut self.losses[sequence as usize];
+        if self.dice.happens(self.loss) && *losses < MOST_LOSSES {
+            *losses += 1;
+        } else {
             let data = self.segments[sequence as usize].clone();
             self.arrive(Arrival::Data(data));
         }
@@ -160,6 +170,10 @@ impl World {
             }
             if let Some(fetch) = self.lane.poll_fetch(self.now) {
                 self.answer(fetch);
+                continue;
+            }
+            // Having given up on something, the lane may have gone on.
+            if self.lane.has_ready() {
                 continue;
             }
             let arrival = self.arrivals.first_key_value().map(|((at, _), _)| *at);
