@@ -160,7 +160,11 @@ impl Connector {
             match self.race(shared, edges, &token, instance).await {
                 Ok(established) => return Ok(established),
                 // Another edge would say the same.
-                Err(error @ (ConnectError::Unauthorized { .. } | ConnectError::Socket(_))) => {
+                Err(
+                    error @ (ConnectError::Unauthorized { .. }
+                    | ConnectError::Revoked { .. }
+                    | ConnectError::Socket(_)),
+                ) => {
                     return Err(error);
                 }
                 Err(error) => last = Some(error),
@@ -259,7 +263,9 @@ impl Connector {
                         }
                         return Ok(established);
                     }
-                    Err(error @ ConnectError::Unauthorized { .. }) => return Err(error),
+                    Err(error @ (ConnectError::Unauthorized { .. } | ConnectError::Revoked { .. })) => {
+                        return Err(error);
+                    }
                     Err(error) => last = error,
                 }
                 continue;
@@ -482,12 +488,14 @@ async fn say_hello(
     }
 }
 
-fn refused(edge: &str, error: &quinn::ConnectionError) -> ConnectError {
+/// What it means that an edge has ended a connection.
+pub(crate) fn refused(edge: &str, error: &quinn::ConnectionError) -> ConnectError {
     let (code, reason) = describe(error);
     match code {
-        Some(CloseCode::Unauthorized | CloseCode::TokenExpired | CloseCode::Revoked) => {
+        Some(CloseCode::Unauthorized | CloseCode::TokenExpired) => {
             ConnectError::Unauthorized { reason }
         }
+        Some(CloseCode::Revoked) => ConnectError::Revoked { reason },
         Some(code) => ConnectError::Refused {
             edge: edge.to_owned(),
             code,

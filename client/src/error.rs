@@ -31,6 +31,12 @@ pub enum ConnectError {
         /// The edge's own words.
         reason: String,
     },
+    /// The operator has withdrawn the token, or the user's access. Final: no edge will have it.
+    #[error("access was revoked: {reason}")]
+    Revoked {
+        /// The edge's own words.
+        reason: String,
+    },
     /// An edge has closed the connection for another reason.
     #[error("the edge {edge} closed the connection: {code}{}{reason}", if reason.is_empty() { "" } else { ": " })]
     Refused {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tradewind_proto::{Class, packet::TraceRecord};
 
-use crate::SendError;
+use crate::{ConnectError, SendError};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +102,9 @@ pub enum State {
     Closed {
         /// Why.
         reason: String,
+        /// The error that ended it, such as [`ConnectError::Revoked`]; `None` when the application
+        /// has closed the client.
+        error: Option<ConnectError>,
     },
 }
 

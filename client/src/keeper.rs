@@ -135,7 +135,7 @@ async fn run_timers(shared: Arc<Shared>) {
 /// Keeps sessions until the client is closed, or no edge will have it any more.
 async fn keep(mut keeper: Keeper, mut events: mpsc::UnboundedReceiver<Event>) {
     let shared = keeper.shared.clone();
-    let reason = loop {
+    let error = loop {
         let wake_at = keeper.tend();
         let timer = async {
             match wake_at {
@@ -152,10 +152,10 @@ async fn keep(mut keeper: Keeper, mut events: mpsc::UnboundedReceiver<Event>) {
         };
         let Some(event) = event else {
             keeper.say_goodbye().await;
-            break "the client was closed".to_owned();
+            break None;
         };
-        if let Err(reason) = keeper.take(event) {
-            break reason;
+        if let Err(error) = keeper.take(event) {
+            break Some(error);
         }
         if keeper.first_stands() {
             continue;
@@ -166,18 +166,20 @@ async fn keep(mut keeper: Keeper, mut events: mpsc::UnboundedReceiver<Event>) {
                 keeper.begin(established, true);
                 keeper.end_draining();
             }
-            Some(Err(error)) => break error.to_string(),
+            Some(Err(error)) => break Some(error),
             None => {
                 keeper.say_goodbye().await;
-                break "the client was closed".to_owned();
+                break None;
             }
         }
     };
+    let closed = || "the client was closed".to_owned();
+    let reason = error.as_ref().map_or_else(closed, ToString::to_string);
     for kept in keeper.sessions.values() {
         let connection = &kept.session.live.connection;
         connection.close(code(CloseCode::Done), reason.as_bytes());
     }
-    shared.with(|core, now| core.finish(&reason, now));
+    shared.with(|core, now| core.finish(&reason, error, now));
     shared.done.send_replace(true);
     shared.with(|core, _| core.wake_events());
 }
@@ -221,16 +223,17 @@ impl Keeper {
     }
 
     /// Handles an event. An error ends the client.
-    fn take(&mut self, event: Event) -> Result<(), String> {
+    fn take(&mut self, event: Event) -> Result<(), ConnectError> {
         let now = self.shared.host.now();
         match event {
             Event::Ended(number, error) => {
                 let (code, reason) = describe(&error);
-                if self.sessions.contains_key(&number) {
+                if let Some(kept) = self.sessions.get(&number) {
+                    let edge = kept.session.edge.to_string();
                     tracing::info!(number, reason, "a session is lost");
                     self.lose(number, &reason);
                     if is_final(code, &self.shared) {
-                        return Err(reason);
+                        return Err(connect::refused(&edge, &error));
                     }
                 }
             }
@@ -258,6 +261,8 @@ impl Keeper {
                 self.attempts.retain(|attempt| *attempt != edge);
                 match result {
                     Ok(established) => self.begin(*established, false),
+                    // The edges of the other sessions are about to say the same.
+                    Err(error @ ConnectError::Revoked { .. }) => return Err(error),
                     Err(error) => {
                         tracing::debug!(%edge, %error, "no further session");
                         self.table.failed(edge.address, now);
@@ -623,7 +628,7 @@ fn is_final(code: Option<CloseCode>, shared: &Shared) -> bool {
 
 fn is_hopeless(error: &ConnectError, shared: &Shared) -> bool {
     match error {
-        ConnectError::Config(_) => true,
+        ConnectError::Config(_) | ConnectError::Revoked { .. } => true,
         ConnectError::Unauthorized { .. } => !shared.config.token.can_refresh(),
         ConnectError::Refused { code, .. } => is_final(Some(*code), shared),
         _ => false,

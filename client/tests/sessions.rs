@@ -9,6 +9,7 @@ use bytes::Bytes;
 use common::{Net, ms, secs};
 use tradewind_client::{
     Class, Client, CloseCode, ConnectError, Event, FlowError, SendError, SendOptions, State,
+    TokenSource,
 };
 use tradewind_host::Host;
 use tradewind_wan::{HostClock, PlaceId, Wan, run_virtual};
@@ -350,6 +351,38 @@ fn who_is_replaced_stays_away() {
         );
         wan.sleep(secs(30)).await;
         assert_eq!(net.seen().hellos.len(), 1);
+        assert_eq!(ann.send("ann", "x").await, Err(SendError::Closed));
+    });
+}
+
+#[test]
+fn whoever_is_revoked_is_told_so_and_stays_away_though_it_could_get_tokens() {
+    run_virtual(19, |wan| async move {
+        let places = row(&wan, 2);
+        let net = Net::new(&wan);
+        net.edge(places[0]);
+        net.edge(places[1]);
+        let mut config = net.config("ann");
+        config.token = TokenSource::provider(|| async { Ok("ann".to_owned()) });
+        let host = wan.add_host(places[0], HostClock::EXACT);
+        let ann = Client::connect(config, host).await.unwrap();
+        wan.sleep(secs(5)).await;
+        // The first session and the one that stands by.
+        assert_eq!(net.seen().hellos.len(), 2);
+        net.kick("ann", CloseCode::Revoked);
+        let mut last = None;
+        while let Some(event) = ann.recv().await {
+            last = Some(event);
+        }
+        let Some(Event::State(State::Closed { error, .. })) = last else {
+            panic!("{last:?}");
+        };
+        assert!(
+            matches!(error, Some(ConnectError::Revoked { .. })),
+            "{error:?}"
+        );
+        wan.sleep(secs(60)).await;
+        assert_eq!(net.seen().hellos.len(), 2);
         assert_eq!(ann.send("ann", "x").await, Err(SendError::Closed));
     });
 }

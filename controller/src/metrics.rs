@@ -28,7 +28,7 @@ pub fn registry(
 type Read = fn(&Stats) -> u64;
 
 /// Counters out of [`Stats`]: name without `_total`, help, value.
-const COUNTERS: [(&str, &str, Read); 13] = [
+const COUNTERS: [(&str, &str, Read); 14] = [
     (
         "registrations",
         "Registrations of relays, repeated ones too",
@@ -81,6 +81,9 @@ const COUNTERS: [(&str, &str, Read); 13] = [
         "Times that a plan by choice had to wait for an operator or a rollout",
         |s| s.plans_held_back,
     ),
+    ("revocations_made", "Times that tokens were revoked", |s| {
+        s.revocations_made
+    }),
     ("policies_set", "Times that another policy was set", |s| {
         s.policies_set
     }),

@@ -8,7 +8,7 @@ use crate::{
     Controller, PathError, Policy, PolicyError,
     network::{
         AlertView, By, Effect, Explanation, Gain, LinkHistoryView, ObservedRule, OperateError,
-        PlanEntry, RolloutView, StatusView,
+        PlanEntry, RevocationView, Revoke, RolloutView, StatusView,
     },
     policy::ProfileName,
     storage::KeptPolicy,
@@ -230,6 +230,28 @@ impl Controller {
         self.shared
             .with(|network, now| network.set_policy(now, kept, By::Policy, &what));
         Ok(true)
+    }
+
+    /// Withdraws tokens at all relays; gives it as it is in force, and why it will not survive a
+    /// restart, if it could not be written to disk.
+    ///
+    /// # Errors
+    /// [`OperateError`]: names or times make no sense, or there are too many.
+    pub async fn revoke(
+        &self,
+        revoke: Revoke,
+    ) -> Result<(RevocationView, Option<String>), OperateError> {
+        let view = self
+            .shared
+            .with(|network, now| network.revoke(now, revoke))?;
+        Ok((view, self.shared.store.flush().await.err()))
+    }
+
+    /// The revocations in force.
+    #[must_use]
+    pub fn revocations(&self) -> Vec<RevocationView> {
+        self.shared
+            .read(|network, _| network.revocations().collect())
     }
 
     /// Does something about relays or the rollout, and waits until what is to be kept of it is on

@@ -326,6 +326,118 @@ fn a_policy_is_shown_tried_and_set_by_administrators_only() {
 }
 
 #[test]
+fn tokens_are_revoked_and_lifted_by_administrators_only() {
+    const PATH: &str = "/v1/revocations";
+    let kind = "application/json";
+    run_virtual(1, |wan| async move {
+        let hosts = world(&wan);
+        let controller: Controller = controller(&hosts[1], &keys(&hosts[1]), AdminAccess::Open);
+        let ask = |request| answer(controller.api(), request);
+        let user = "{\"app\": \"chat\", \"user\": \"eve\", \"reason\": \"left\"}";
+        let (status, made) = ask(send("POST", PATH, kind, user)).await;
+        assert_eq!(
+            (status, &made["user"]),
+            (StatusCode::CREATED, &json!("eve"))
+        );
+        assert_eq!(made["not_kept"], Value::Null);
+        let until = made["until_unix_s"].as_u64().unwrap();
+        let issued = made["issued_until_unix_s"].as_u64().unwrap();
+        assert_eq!(until - issued, 30 * 86_400);
+        let token = format!(
+            "{{\"app\": \"chat\", \"token\": \"t/1\", \"until_unix_s\": {}}}",
+            issued + 100
+        );
+        assert_eq!(
+            ask(send("POST", PATH, kind, &token)).await.0,
+            StatusCode::CREATED
+        );
+        let (_, list) = ask(get(PATH)).await;
+        assert_eq!(list["revocations"].as_array().unwrap().len(), 2);
+        let delete = "/v1/revocations?app=chat&token=t%2F1";
+        let (status, done) = ask(send("DELETE", delete, "x", "")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(done["done"].as_str().unwrap().contains("t/1"));
+
+        let bad = StatusCode::BAD_REQUEST;
+        for (request, status, word) in [
+            (send("DELETE", delete, "x", ""), StatusCode::CONFLICT, "t/1"),
+            (
+                send("DELETE", "/v1/revocations?app=chat", "x", ""),
+                bad,
+                "`user`",
+            ),
+            (
+                send("DELETE", "/v1/revocations?user=eve", "x", ""),
+                bad,
+                "`app`",
+            ),
+            (
+                send("POST", PATH, kind, "{\"app\": \"chat\"}"),
+                bad,
+                "`token`",
+            ),
+            (
+                send(
+                    "POST",
+                    PATH,
+                    kind,
+                    "{\"app\": \"a\", \"token\": \"t\", \"user\": \"u\"}",
+                ),
+                bad,
+                "either",
+            ),
+            (send("POST", PATH, kind, "{\"user\": \"eve\"}"), bad, "app"),
+            (
+                send(
+                    "POST",
+                    PATH,
+                    kind,
+                    "{\"app\": \"a\", \"user\": \"u\", \"until_unix_s\": 5}",
+                ),
+                bad,
+                "until_unix_s",
+            ),
+            (
+                send(
+                    "POST",
+                    PATH,
+                    kind,
+                    "{\"app\": \"a\", \"user\": \"u\", \"until_unix_s\": -5}",
+                ),
+                bad,
+                "-5",
+            ),
+            (send("POST", PATH, kind, "{\"users\": []}"), bad, "users"),
+            (
+                send("POST", PATH, "text/plain", user),
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "application/json",
+            ),
+            (
+                send("PUT", PATH, kind, user),
+                StatusCode::METHOD_NOT_ALLOWED,
+                "DELETE",
+            ),
+        ] {
+            let asked = format!("{} {}", request.method(), request.uri());
+            let (found, body) = ask(request).await;
+            let error = body["error"].as_str().unwrap();
+            assert!(error.contains(word), "{asked}: {error}");
+            assert_eq!(found, status, "{asked}: {error}");
+        }
+        let (_, list) = ask(get(PATH)).await;
+        assert_eq!(list["revocations"].as_array().unwrap().len(), 1);
+    });
+    for request in [
+        get(PATH),
+        send("POST", PATH, kind, "{}"),
+        send("DELETE", "/v1/revocations?app=a&user=b", "x", ""),
+    ] {
+        assert_eq!(closed(request).0, StatusCode::FORBIDDEN);
+    }
+}
+
+#[test]
 fn of_policy_file_and_api_the_last_to_change_wins_and_a_bad_file_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("policy.toml");

@@ -124,7 +124,7 @@ impl ControlTask {
         let mut rng = self.host.rng();
         let mut held = Held::default();
         if let Some(state) = self.store.as_ref().and_then(Store::load) {
-            held.restore(state, self.host.now());
+            held.restore(state, self.host.now(), self.host.wall_clock());
             self.publish(&held).await;
             if held.tables.active != PlanId::NONE {
                 tracing::info!(plan = %held.tables.active, "forwarding on the plan kept on disk");
@@ -277,6 +277,7 @@ impl ControlTask {
             Body::Refused(refused) => return Err(Away::Refused(refused.reason)),
             Body::RelayList(list) => held.take_relays(list),
             Body::TokenKeys(keys) => held.take_keys(keys),
+            Body::Revocations(change) => held.take_revocations(change, self.host.wall_clock()),
             Body::PlanPart(part) => {
                 return Ok(match held.hold(&part, self.host.now()) {
                     Ok(Some(id)) => {

@@ -5,14 +5,14 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tradewind_proto::{
     PlanId, RelayIndex,
     control::{self, Activate, HeldState, PlanPart},
 };
-use tradewind_trust::TokenKeys;
+use tradewind_trust::{Revocation, RevocationList, TokenKeys};
 
 use crate::{
     plan::{BadPlan, Plan},
@@ -51,7 +51,7 @@ pub(crate) enum Activation {
 
 impl Held {
     /// Takes what was kept on disk. Plans that cannot be read are left out.
-    pub(crate) fn restore(&mut self, state: HeldState, now: Instant) {
+    pub(crate) fn restore(&mut self, state: HeldState, now: Instant, wall: SystemTime) {
         self.state.epoch = state.epoch;
         self.take_index(state.index);
         if let Some(relays) = state.relays {
@@ -59,6 +59,9 @@ impl Held {
         }
         if let Some(keys) = state.keys {
             self.take_keys(keys);
+        }
+        if let Some(revocations) = state.revocations {
+            self.take_revocations(revocations, wall);
         }
         for part in [&state.rest, &state.plan].into_iter().flatten() {
             if let Ok(plan) = Plan::from_part(part) {
@@ -126,6 +129,38 @@ impl Held {
         }
         self.tables.keys = Arc::new(keys);
         self.state.keys = Some(list);
+    }
+
+    /// Takes which tokens are withdrawn, or what has changed of that.
+    pub(crate) fn take_revocations(&mut self, change: control::Revocations, wall: SystemTime) {
+        let mut list = match change.whole {
+            true => RevocationList::default(),
+            false => self.tables.revoked.as_ref().clone(),
+        };
+        list.prune(wall);
+        for lifted in change
+            .lifted
+            .into_iter()
+            .filter_map(Revocation::from_message)
+        {
+            list.remove(&lifted.app, &lifted.what);
+        }
+        for revoked in change.revoked {
+            let taken = Revocation::from_message(revoked).map(|revoked| list.insert(&revoked));
+            match taken {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::error!(%error, "a revocation is not taken"),
+                None => tracing::error!("a revocation of a kind that is not known is not taken"),
+            }
+        }
+        if list != *self.tables.revoked {
+            self.tables.revoked = Arc::new(list);
+        }
+        self.state.revocations = Some(control::Revocations {
+            whole: true,
+            revoked: self.tables.revoked.iter().map(|r| r.to_message()).collect(),
+            lifted: Vec::new(),
+        });
     }
 
     /// Holds a plan. Gives its name when it is held now (also when it was before: the answer to that

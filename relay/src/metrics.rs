@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) sessions: IntGauge,
     pub(crate) sessions_accepted: IntCounter,
     pub(crate) sessions_refused: IntCounter,
+    pub(crate) sessions_revoked: IntCounter,
     pub(crate) links_up: IntGauge,
     pub(crate) link_changes: IntCounter,
     pub(crate) link_brownouts: IntCounter,
@@ -172,6 +173,10 @@ impl Metrics {
             sessions_refused: counter(
                 "tradewind_relay_refused_sessions_total",
                 "Client connections refused (token, capacity, protocol).",
+            )?,
+            sessions_revoked: counter(
+                "tradewind_relay_revoked_sessions_total",
+                "Client sessions ended because their token was revoked.",
             )?,
             links_up: gauge(
                 "tradewind_relay_links_up",

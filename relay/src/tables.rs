@@ -7,7 +7,7 @@ use tradewind_proto::{
     PlanId, RelayIndex, Uplink,
     control::{Edge, RelayInfo},
 };
-use tradewind_trust::TokenKeys;
+use tradewind_trust::{RevocationList, TokenKeys};
 
 use crate::{
     flow::FlowHash,
@@ -134,6 +134,8 @@ pub(crate) struct Tables {
     pub(crate) members: BTreeMap<RelayIndex, Arc<Member>>,
     /// Keys that client tokens are verified with.
     pub(crate) keys: Arc<TokenKeys>,
+    /// Tokens that are withdrawn. Another list is another `Arc`.
+    pub(crate) revoked: Arc<RevocationList>,
 }
 
 /// What the ingress edge writes into a packet's header to decide its way.

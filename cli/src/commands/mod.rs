@@ -12,6 +12,7 @@ mod plans;
 mod policy;
 mod recv;
 mod relays;
+mod revoke;
 mod rollout;
 mod routes;
 mod send;
@@ -60,7 +61,7 @@ pub(crate) enum NetworkCommand {
     /// What plans are stamped: shares, rollback, hold, release.
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
-    /// Makes client tokens and the key that signs them.
+    /// Makes client tokens and the key that signs them, and revokes them.
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// The deployment's certificate authority.

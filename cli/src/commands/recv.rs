@@ -67,7 +67,7 @@ async fn receive(client: &Client, args: &RecvArgs, received: &mut u64) -> anyhow
             Some(Event::State(State::Reconnecting { reason })) => {
                 eprintln!("connecting anew: {reason}");
             }
-            Some(Event::State(State::Closed { reason })) => {
+            Some(Event::State(State::Closed { reason, .. })) => {
                 bail!("the session has ended: {reason}")
             }
             Some(_) => {}

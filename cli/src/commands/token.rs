@@ -13,11 +13,13 @@ use tradewind_service::{
 use tradewind_trust::{Claims, TokenSigner};
 
 use super::{
+    block_on,
     connect::{DevArgs, now, unix_seconds},
+    revoke::{self, RevocationsArgs, RevokeArgs},
     show,
 };
 
-/// Makes client tokens and the key that signs them.
+/// Makes client tokens and the key that signs them, and revokes them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Makes a token for a user.
@@ -25,6 +27,10 @@ pub(crate) enum TokenCommand {
     /// Makes the Ed25519 key that signs tokens.
     #[command(visible_alias = "key")]
     Keygen(KeygenArgs),
+    /// Ends a user's access, or a single token's, now.
+    Revoke(Box<RevokeArgs>),
+    /// Shows what is revoked.
+    Revocations(Box<RevocationsArgs>),
 }
 
 /// Makes a token for a user and writes it to standard output.
@@ -107,6 +113,8 @@ pub(crate) fn run(command: TokenCommand) -> anyhow::Result<()> {
     match command {
         TokenCommand::Create(args) => create(*args),
         TokenCommand::Keygen(args) => keygen(&args),
+        TokenCommand::Revoke(args) => block_on(revoke::revoke(*args)),
+        TokenCommand::Revocations(args) => block_on(revoke::revocations(*args)),
     }
 }
 

@@ -16,7 +16,7 @@ use tradewind_proto::{
 
 use super::{Ask, Core, Handle, LaneKey, STREAMS, Whereabouts};
 use crate::{
-    LookupError, PingError, State,
+    ConnectError, LookupError, PingError, State,
     session::{Live, SessionWakes},
 };
 
@@ -207,7 +207,7 @@ impl Core {
     }
 
     /// The end: everything under way ends with it.
-    pub(crate) fn finish(&mut self, reason: &str, now: Instant) {
+    pub(crate) fn finish(&mut self, reason: &str, error: Option<ConnectError>, now: Instant) {
         self.fail_everything(now);
         let sessions: Vec<u64> = self.attachments.keys().copied().collect();
         for session in sessions {
@@ -215,6 +215,7 @@ impl Core {
         }
         self.push_state(State::Closed {
             reason: reason.to_owned(),
+            error,
         });
     }
 

@@ -2,6 +2,7 @@
 
 mod operate;
 mod policy;
+mod revocations;
 mod show;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -59,6 +60,12 @@ pub(crate) fn router(controller: Controller) -> Router {
             post(operate::decommission).delete(operate::recommission),
         )
         .route("/v1/enrol-tokens", post(create_enrol_token))
+        .route(
+            "/v1/revocations",
+            get(revocations::list)
+                .post(revocations::revoke)
+                .delete(revocations::lift),
+        )
         .route("/v1/{*unknown}", any(unknown))
         .method_not_allowed_fallback(wrong_method)
         .layer(map_response(errors_as_json))
@@ -188,7 +195,7 @@ async fn unknown(uri: Uri) -> ApiError {
         "there is no {}; there are /v1/relays, /v1/edges, /v1/matrix, /v1/plan, /v1/plans, \
          /v1/path?from=&to=, /v1/link?from=&to=, /v1/status, /v1/alerts, /v1/policy, /v1/pins, \
          /v1/rollout, /v1/relays/RELAY/quarantine, /v1/relays/RELAY/decommission, \
-         /v1/enrol-tokens (POST) and /v1/version",
+         /v1/revocations, /v1/enrol-tokens (POST) and /v1/version",
         uri.path()
     );
     ApiError(StatusCode::NOT_FOUND, reason)
@@ -200,6 +207,7 @@ async fn wrong_method(uri: Uri) -> ApiError {
         "/v1/enrol-tokens" => "POST",
         "/v1/policy" => "GET and PUT",
         "/v1/pins" => "POST and DELETE",
+        "/v1/revocations" => "GET, POST and DELETE",
         "/v1/rollout" => "GET and POST",
         path if path.starts_with("/v1/relays/") => "POST and DELETE",
         _ => "GET",

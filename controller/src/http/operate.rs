@@ -141,6 +141,6 @@ fn permille(text: &str) -> Result<u32, OperateError> {
     Ok((percent * 10.0).round() as u32)
 }
 
-fn done(done: String, not_kept: Option<String>) -> Json<Done> {
+pub(super) fn done(done: String, not_kept: Option<String>) -> Json<Done> {
     Json(Done { done, not_kept })
 }

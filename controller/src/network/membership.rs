@@ -77,7 +77,7 @@ impl Network {
         }
         self.apply_decisions(now, admitted.index);
         tracing::info!(relay = name, index = admitted.index.0, "relay online");
-        self.welcome(connection, admitted.index);
+        self.welcome(now, connection, admitted.index);
         let news = admitted.changed || admitted.restarted;
         if news {
             self.push_list(now);
@@ -91,13 +91,15 @@ impl Network {
         self.ask_soon(now);
     }
 
-    pub(super) fn welcome(&mut self, connection: ConnectionId, index: RelayIndex) {
+    pub(super) fn welcome(&mut self, now: Duration, connection: ConnectionId, index: RelayIndex) {
         let registered = Registered {
             index: u32::from(index.0),
             epoch: u32::from(self.epoch),
         };
         let body = to_relay::Body::Registered(registered);
         self.send(connection, ControllerToRelay { body: Some(body) });
+        // First what no key can make valid.
+        self.send_revocations(connection, now);
         let keys = self.token_keys_message();
         self.send(connection, keys);
     }

@@ -26,6 +26,7 @@ mod path_error;
 mod plan;
 mod planning;
 mod registry;
+mod revocations;
 mod rollout;
 mod rules;
 #[cfg(test)]
@@ -34,7 +35,7 @@ mod traffic;
 mod views;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, SystemTime},
 };
 
@@ -43,7 +44,7 @@ use tradewind_proto::{
     control::{ControllerToRelay, PlanName, RelayToController, relay_to_controller as from_relay},
 };
 use tradewind_routing::{CostWeights, DemandConfig, DemandMeter, Planner, PlannerConfig};
-use tradewind_trust::TokenKeys;
+use tradewind_trust::{Revoked, TokenKeys};
 
 use crate::{
     state::SavedNetwork,
@@ -64,6 +65,7 @@ pub use history::{By, MOST_PLANS, OrderEntry, PlanEntry, SampleView};
 pub use operate::{OperateError, RolloutView, StatusView};
 pub use path_error::PathError;
 pub use plan::Part;
+pub use revocations::{KeptRevocation, RevocationView, Revoke};
 pub use views::{
     Addresses, AlertView, EdgeView, LinkHistoryView, LinkView, MatrixView, PathView, PlanView,
     RelayView, Stats,
@@ -183,6 +185,8 @@ pub struct Network {
     links: Links,
     planner: Planner,
     token_keys: TokenKeys,
+    /// By app.
+    revocations: BTreeMap<(String, Revoked), KeptRevocation>,
     traffic: Traffic,
     demand: DemandMeter,
     uplinks: Uplinks,
@@ -247,6 +251,7 @@ impl Network {
             links: Links::default(),
             planner: Planner::new(config.planner.clone()),
             token_keys,
+            revocations: BTreeMap::new(),
             traffic: Traffic::default(),
             demand: DemandMeter::new(DemandConfig::default()),
             uplinks: Uplinks::default(),
@@ -292,6 +297,7 @@ impl Network {
         }
         self.decisions = kept.decisions;
         self.history.restore(kept.plans);
+        self.restore_revocations(kept.revocations);
         let known: Vec<_> = self.registry.iter().map(|(index, _)| index).collect();
         for index in known {
             self.apply_decisions(Duration::ZERO, index);

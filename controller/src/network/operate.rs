@@ -499,7 +499,7 @@ impl Network {
         }
     }
 
-    fn mark(&self, now: Duration, reason: &str) -> Result<Mark, OperateError> {
+    pub(super) fn mark(&self, now: Duration, reason: &str) -> Result<Mark, OperateError> {
         if reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
             let what = format!("`reason` must be at most {MAX_REASON} bytes that print");
             return Err(OperateError::Bad(what));

@@ -46,6 +46,8 @@ pub struct Stats {
     pub plans_held_back: u64,
     /// How often another policy came into force.
     pub policies_set: u64,
+    /// Times that tokens were revoked.
+    pub revocations_made: u64,
     /// Directed links that could be used when last planned.
     pub usable_links: u64,
     /// Directed links whose delay contradicts the others'.

@@ -12,8 +12,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use tradewind_trust::Revoked;
+
 use crate::{
-    network::{MOST_PLANS, PlanEntry},
+    network::{KeptRevocation, MOST_PLANS, PlanEntry},
     policy::Policy,
 };
 
@@ -44,6 +46,8 @@ pub struct Kept {
     pub decisions: Decisions,
     /// Plans, the oldest first.
     pub plans: Vec<PlanEntry>,
+    /// Tokens that are withdrawn.
+    pub revocations: Vec<KeptRevocation>,
 }
 
 /// One thing to be kept.
@@ -55,6 +59,15 @@ pub enum Record {
     Decisions(Decisions),
     /// A plan, new or amended.
     Plan(PlanEntry),
+    /// Tokens are withdrawn; in place of an earlier record about the same.
+    Revocation(KeptRevocation),
+    /// They are no more, or it means nothing any more.
+    Lifted {
+        /// The app.
+        app: String,
+        /// Which of its tokens.
+        what: Revoked,
+    },
 }
 
 /// A policy and where it came from.
@@ -138,6 +151,14 @@ pub struct MemoryStorage {
     kept: Kept,
 }
 
+impl MemoryStorage {
+    fn forget_revocation(&mut self, app: &str, what: &Revoked) {
+        let about_another =
+            |kept: &KeptRevocation| kept.revocation.app != app || kept.revocation.what != *what;
+        self.kept.revocations.retain(about_another);
+    }
+}
+
 impl Storage for MemoryStorage {
     fn load(&mut self) -> Result<Kept, StorageError> {
         Ok(self.kept.clone())
@@ -161,6 +182,12 @@ impl Storage for MemoryStorage {
                     plans.remove(0);
                 }
             }
+            Record::Revocation(kept) => {
+                let of = &kept.revocation;
+                self.forget_revocation(&of.app, &of.what);
+                self.kept.revocations.push(kept.clone());
+            }
+            Record::Lifted { app, what } => self.forget_revocation(app, what),
         }
         Ok(())
     }

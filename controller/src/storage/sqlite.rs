@@ -4,9 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Serialize, de::DeserializeOwned};
+use tradewind_trust::Revoked;
 
 use super::{Kept, Record, Storage, StorageError};
-use crate::network::MOST_PLANS;
+use crate::network::{KeptRevocation, MOST_PLANS};
 
 /// What this version writes, in `PRAGMA user_version`.
 const FORMAT: i64 = 1;
@@ -17,6 +18,13 @@ const TABLES: &str = "
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,
         body TEXT NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS revocation (
+        app TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (app, kind, name)
     );
 ";
 
@@ -76,6 +84,18 @@ impl SqliteStorage {
         body.map(|body| self.understood(name, &body)).transpose()
     }
 
+    fn revocations(&self) -> Result<Vec<KeptRevocation>, StorageError> {
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut query = self.database.prepare("SELECT body FROM revocation")?;
+            let rows = query.query_map([], |row| row.get(0))?;
+            rows.collect()
+        };
+        let rows = read().map_err(|source| self.error("read", source))?;
+        rows.iter()
+            .map(|body| self.understood("a revocation", body))
+            .collect()
+    }
+
     fn plans<T: DeserializeOwned>(&self) -> Result<Vec<T>, StorageError> {
         let read = || -> rusqlite::Result<Vec<(String, String)>> {
             let mut query = self
@@ -113,6 +133,7 @@ impl Storage for SqliteStorage {
             policy: self.document("policy")?,
             decisions: self.document("decisions")?.unwrap_or_default(),
             plans: self.plans()?,
+            revocations: self.revocations()?,
         })
     }
 
@@ -121,6 +142,9 @@ impl Storage for SqliteStorage {
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
         let plan = "INSERT INTO plan (name, body) VALUES (?1, ?2)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
+        let revoked = "INSERT INTO revocation (app, kind, name, body) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (app, kind, name) DO UPDATE SET body = excluded.body";
+        let lifted = "DELETE FROM revocation WHERE app = ?1 AND kind = ?2 AND name = ?3";
         let oldest = "DELETE FROM plan WHERE seq <= (SELECT max(seq) FROM plan) - ?1";
         let write = |database: &mut Connection| -> rusqlite::Result<()> {
             let change = database.transaction()?;
@@ -135,10 +159,26 @@ impl Storage for SqliteStorage {
                     change.execute(plan, params![entry.plan, json(entry)])?;
                     change.execute(oldest, [MOST_PLANS as i64])?
                 }
+                Record::Revocation(kept) => {
+                    let of = &kept.revocation;
+                    let body = json(kept);
+                    let row = params![of.app, kind(&of.what), of.what.name(), body];
+                    change.execute(revoked, row)?
+                }
+                Record::Lifted { app, what } => {
+                    change.execute(lifted, params![app, kind(what), what.name()])?
+                }
             };
             change.commit()
         };
         write(&mut self.database).map_err(|source| self.error("write", source))
+    }
+}
+
+fn kind(what: &Revoked) -> &'static str {
+    match what {
+        Revoked::Token(_) => "token",
+        Revoked::User(_) => "user",
     }
 }
 
@@ -148,6 +188,8 @@ fn json(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tradewind_trust::Revocation;
+
     use super::{
         super::{Decisions, KeptPolicy, Mark},
         *,
@@ -185,6 +227,15 @@ mod tests {
             source: "api".into(),
             ..KeptPolicy::default()
         };
+        let revoked = |user: &str, until| KeptRevocation {
+            revocation: Revocation {
+                app: "chat".into(),
+                what: Revoked::User(user.into()),
+                issued_until: 5,
+                until,
+            },
+            mark: Mark::default(),
+        };
         {
             let mut storage = SqliteStorage::open(&file).unwrap();
             assert_eq!(storage.load().unwrap(), Kept::default());
@@ -195,6 +246,13 @@ mod tests {
                 Record::Plan(entry(1, "first")),
                 Record::Plan(entry(2, "second")),
                 Record::Plan(entry(1, "first, amended")),
+                Record::Revocation(revoked("eve", 7)),
+                Record::Revocation(revoked("eve", 9)),
+                Record::Revocation(revoked("bob", 9)),
+                Record::Lifted {
+                    app: "chat".into(),
+                    what: Revoked::User("bob".into()),
+                },
             ] {
                 storage.write(&record).unwrap();
             }
@@ -202,6 +260,7 @@ mod tests {
         let kept = SqliteStorage::open(&file).unwrap().load().unwrap();
         assert_eq!(kept.policy, Some(policy));
         assert_eq!(kept.decisions, decisions);
+        assert_eq!(kept.revocations, [revoked("eve", 9)]);
         assert_eq!(kept.plans, [entry(1, "first, amended"), entry(2, "second")]);
     }
 

@@ -182,7 +182,9 @@ async fn listen(
                 let _ = acks.send(plan);
             }
             to_relay::Body::Activate(activate) => heard.active = activate.plan.unwrap().id(),
-            to_relay::Body::RelayList(_) | to_relay::Body::TokenKeys(_) => {}
+            to_relay::Body::RelayList(_)
+            | to_relay::Body::TokenKeys(_)
+            | to_relay::Body::Revocations(_) => {}
         }
     }
 }

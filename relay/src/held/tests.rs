@@ -2,6 +2,8 @@ use tradewind_proto::control::{PlanName, ProfileTable, RelayInfo, TreeTable};
 
 use super::*;
 
+const WALL: SystemTime = SystemTime::UNIX_EPOCH;
+
 fn name(epoch: u32, number: u32) -> PlanName {
     PlanName { epoch, number }
 }
@@ -251,7 +253,7 @@ fn a_restarted_relay_goes_on_with_the_same_stamping_and_takes_no_order_twice() {
     let mut before = held(2, now);
     before.activate(&share(2, 250, 1, 9));
     let mut after = Held::default();
-    after.restore(before.state.clone(), now);
+    after.restore(before.state.clone(), now, WALL);
     assert_eq!(stamped(&after), (2, 250, 1));
     assert_eq!(after.state, before.state);
     assert_eq!(after.activate(&all(1, 9)), Activation::Late);
@@ -269,10 +271,60 @@ fn a_kept_state_without_its_other_half_or_of_an_older_version_stamps_the_plan_th
     (older.rest, older.stamping) = (None, None);
     for state in [damaged, older] {
         let mut after = Held::default();
-        after.restore(state, now);
+        after.restore(state, now, WALL);
         assert_eq!(stamped(&after), (2, 1_000, 0));
     }
     let mut nothing = Held::default();
-    nothing.restore(HeldState::default(), now);
+    nothing.restore(HeldState::default(), now, WALL);
     assert_eq!(nothing.tables.active, PlanId::NONE);
+}
+
+fn revocation(user: &str, until: u64) -> control::Revocation {
+    control::Revocation {
+        app: "chat".to_owned(),
+        user: user.to_owned(),
+        not_after_unix_s: 50,
+        until_unix_s: until,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn revocations_add_up_are_lifted_and_kept_until_they_are_over() {
+    let at = |unix_s| WALL + Duration::from_secs(unix_s);
+    let mut held = Held::default();
+    let users = |held: &Held| -> Vec<String> {
+        let all = held.tables.revoked.iter();
+        all.map(|one| one.what.name().to_owned()).collect()
+    };
+    let change = |revoked: &[control::Revocation]| control::Revocations {
+        revoked: revoked.to_vec(),
+        ..Default::default()
+    };
+    held.take_revocations(
+        change(&[revocation("ann", 100), revocation("ben", 200)]),
+        at(60),
+    );
+    held.take_revocations(
+        change(&[revocation("cem", 300), revocation("", 300)]),
+        at(60),
+    );
+    assert_eq!(users(&held), ["ann", "ben", "cem"]);
+    let lifted = control::Revocations {
+        lifted: vec![revocation("ben", 0)],
+        ..Default::default()
+    };
+    held.take_revocations(lifted, at(60));
+    assert_eq!(users(&held), ["ann", "cem"]);
+    let mut restarted = Held::default();
+    restarted.restore(held.state.clone(), start(), at(60));
+    assert_eq!(restarted.tables.revoked, held.tables.revoked);
+    restarted.restore(held.state.clone(), start(), at(200));
+    assert_eq!(users(&restarted), ["cem"]);
+    let whole = control::Revocations {
+        whole: true,
+        ..change(&[revocation("dee", 300)])
+    };
+    held.take_revocations(whole, at(60));
+    assert_eq!(users(&held), ["dee"]);
 }

@@ -446,6 +446,9 @@ impl Shard {
             tracing::warn!("the controller takes this relay out: clients are sent elsewhere");
             self.send_clients_elsewhere(SENT_AWAY_WITHIN, now);
         }
+        if !Arc::ptr_eq(&before.revoked, &self.tables.revoked) {
+            self.close_revoked(now);
+        }
         self.update_peers(now);
         self.plan_use = PlanUse::of(self.tables.plans_in_use().map(|plan| &plan.part));
         self.share_budget(now);

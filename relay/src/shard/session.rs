@@ -2,6 +2,7 @@
 
 mod groups;
 mod packets;
+mod token;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,7 +16,7 @@ use rustc_hash::FxHashMap;
 use tradewind_proto::{
     CloseCode, Locator, PlanId, Profile, RelayIndex, UserKey,
     control::{
-        ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult, Refreshed,
+        ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult,
         Role as SessionRole, Way, Welcome, client_message, edge_message, lookup_result,
     },
     frame_message,
@@ -281,11 +282,11 @@ impl Shard {
             self.close(key, code, &reason, now);
             return;
         }
-        let claims = match self.tables.keys.verify(&hello.token, self.wall) {
+        let claims = match self.verify(&hello.token) {
             Ok(claims) => claims,
-            Err(error) => {
+            Err((code, reason)) => {
                 self.metrics.sessions_refused.inc();
-                self.close(key, CloseCode::Unauthorized, &error.to_string(), now);
+                self.close(key, code, &reason, now);
                 return;
             }
         };
@@ -413,31 +414,6 @@ impl Shard {
         let plan = self.tables.active_plan()?;
         let hop = plan.hop(Profile::Realtime as u8, 0, relay)?;
         (hop.cost_us > 0).then_some(hop.cost_us)
-    }
-
-    fn refresh(&mut self, key: ConnKey, id: u32, token: &str, now: Instant) {
-        let verified = self.tables.keys.verify(token, self.wall);
-        let Some(ready) = self.session_mut(key).and_then(|s| s.ready.as_mut()) else {
-            return;
-        };
-        let answer = match verified {
-            Ok(claims) if claims.app == ready.user.app && claims.user == ready.user.user => {
-                ready.renew(claims, now);
-                Refreshed {
-                    expires_unix_s: ready.claims.exp,
-                    error: String::new(),
-                }
-            }
-            Ok(_) => Refreshed {
-                expires_unix_s: ready.claims.exp,
-                error: "the token is for another user".to_owned(),
-            },
-            Err(error) => Refreshed {
-                expires_unix_s: ready.claims.exp,
-                error: error.to_string(),
-            },
-        };
-        self.tell(key, id, edge_message::Body::Refreshed(answer));
     }
 
     fn lookup_relay(&mut self, key: ConnKey, id: u32, name: &str, now: Instant) {
@@ -608,21 +584,6 @@ impl Shard {
         let session = self.session(self.session_at(locator)?)?;
         let ready = session.ready.as_ref()?;
         Some((ready.user.clone(), ready.instance))
-    }
-
-    /// Ends sessions whose token has.
-    pub(super) fn close_expired(&mut self, now: Instant) {
-        let wall = self.wall;
-        let expired: Vec<ConnKey> = self
-            .slots
-            .iter()
-            .flatten()
-            .map(|&(_, key)| key)
-            .filter(|&key| self.session(key).is_some_and(|s| s.expired(wall)))
-            .collect();
-        for key in expired {
-            self.close(key, CloseCode::TokenExpired, "the token has expired", now);
-        }
     }
 
     pub(super) fn session_at(&self, locator: Locator) -> Option<ConnKey> {

@@ -6,7 +6,7 @@ use tradewind_proto::control::{
     LinkReport, LinkState, PlanHeld, PlanPart, Register, RelayList, RelayLoad,
     controller_to_relay as to_relay, link_state::State as Link,
 };
-use tradewind_trust::TokenKeys;
+use tradewind_trust::{Revocation, RevocationList, TokenKeys};
 
 use super::*;
 use crate::storage::{MemoryStorage, Storage as _};
@@ -15,6 +15,7 @@ mod operate;
 mod plans;
 mod policy;
 mod relays;
+mod revocations;
 mod stability;
 
 const MS: Duration = Duration::from_millis(1);
@@ -57,6 +58,7 @@ struct Fake {
     order: u64,
     list: Option<RelayList>,
     keys: usize,
+    revoked: RevocationList,
     /// Bodies received, in order, by a word each.
     heard: Vec<&'static str>,
 }
@@ -325,6 +327,19 @@ impl World {
                 fake.share = (activate.share_permille, rest);
                 fake.active = Some(id);
             }
+            to_relay::Body::Revocations(change) => {
+                if change.whole {
+                    fake.revoked = RevocationList::default();
+                }
+                for lifted in change.lifted {
+                    let lifted = Revocation::from_message(lifted).unwrap();
+                    assert!(fake.revoked.remove(&lifted.app, &lifted.what));
+                }
+                for revoked in change.revoked {
+                    let revoked = Revocation::from_message(revoked).unwrap();
+                    fake.revoked.insert(&revoked).unwrap();
+                }
+            }
             to_relay::Body::Refused(_) => fake.heard.push("refused"),
         }
         if let Some(plan) = answer {
@@ -374,6 +389,7 @@ impl Fake {
             order: 0,
             list: None,
             keys: 0,
+            revoked: RevocationList::default(),
             heard: Vec::new(),
         }
     }
