@@ -388,6 +388,27 @@ fn whoever_is_revoked_is_told_so_and_stays_away_though_it_could_get_tokens() {
 }
 
 #[test]
+fn an_edge_that_has_started_anew_is_left_within_a_round_trip_of_the_next_packet() {
+    run_virtual(20, |wan| async move {
+        let places = row(&wan, 2);
+        let net = Net::new(&wan);
+        let near = net.edge(places[0]);
+        net.edge(places[1]);
+        let ann = net.client(places[0], "ann").await;
+        let ben = net.client(places[1], "ben").await;
+        ann.send("ben", "one").await.unwrap();
+        wan.sleep(secs(5)).await;
+        assert_eq!(ann.stats().relay.as_deref(), Some("edge-0"));
+        net.restart(0, &near);
+        // Told by the new process, ann sends over the session that stands by: 20 ms to its edge and back.
+        let sent = ann.send("ben", "two").await.unwrap();
+        assert!(sent.after < ms(150), "{sent:?}");
+        assert_eq!(ann.stats().relay.as_deref(), Some("edge-1"));
+        assert_eq!((text_of(&ben).await, text_of(&ben).await), ("one".into(), "two".into()));
+    });
+}
+
+#[test]
 fn media_flows_both_ways_and_waits_for_its_senders_name() {
     run_virtual(11, |wan| async move {
         let places = row(&wan, 2);

@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tradewind_host::Host;
 use tradewind_proto::{PlanId, RelayIndex, Uplink, control::UplinkInfo};
-use tradewind_trust::{Identity, Roots, TrustError, check_relay_name, tls};
+use tradewind_trust::{Identity, QuicKeys, Roots, TrustError, check_relay_name, tls};
 
 use crate::{
     AppRates,
@@ -25,7 +25,7 @@ use crate::{
     groups::GroupSettings,
     metrics::Metrics,
     shard::{Command, Inspection, Limits, LinkPort, News, Port, Shard, ShardConfig},
-    store::Store,
+    store::{Store, kept_quic_keys},
     transport,
     watch::Passage,
 };
@@ -56,7 +56,7 @@ pub struct RelaySettings {
     pub identity: Identity,
     /// The deployment's CA.
     pub roots: Roots,
-    /// Where the last plan is kept. `None`: nowhere.
+    /// Where the last plan is kept; the keys of the clients' port beside it. `None`: nowhere.
     pub state_file: Option<PathBuf>,
     /// Client sessions at a time.
     pub max_sessions: usize,
@@ -147,6 +147,7 @@ pub struct Relay {
     draining: Arc<watch::Sender<bool>>,
     status: watch::Receiver<Status>,
     metrics: Arc<Metrics>,
+    quic_keys: QuicKeys,
 }
 
 impl Relay {
@@ -177,9 +178,11 @@ impl Relay {
         let (news_sender, news) = mpsc::channel(64);
         let (commands, shard_commands) = mpsc::channel(64);
         let incarnation = host.rng().random();
+        let quic_keys = kept_quic_keys(settings.state_file.as_deref())?;
         let start = ShardStart {
             settings: settings.clone(),
             incarnation,
+            quic_keys: quic_keys.clone(),
             host: host.clone(),
             metrics: metrics.clone(),
             directory,
@@ -235,6 +238,7 @@ impl Relay {
             draining: Arc::new(draining),
             status,
             metrics,
+            quic_keys,
         })
     }
 
@@ -323,7 +327,7 @@ impl Relay {
     ) -> Result<(), TrustError> {
         for shard in &self.shards {
             let clock = tls::host_clock(self.host.clone());
-            let renewed = transport::certificates(identity, roots, clock)?;
+            let renewed = transport::certificates(identity, roots, &self.quic_keys, clock)?;
             // A shard that has stopped shows none.
             let _ = shard.send(Command::Certificates(Box::new(renewed))).await;
         }
@@ -399,6 +403,7 @@ struct Bound {
 struct ShardStart {
     settings: RelaySettings,
     incarnation: u64,
+    quic_keys: QuicKeys,
     host: Arc<dyn Host>,
     metrics: Arc<Metrics>,
     directory: Arc<Directory>,
@@ -449,11 +454,13 @@ impl ShardStart {
         let certificates = transport::certificates(
             &settings.identity,
             &settings.roots,
+            &self.quic_keys,
             tls::host_clock(host.clone()),
         )?;
         let config = ShardConfig {
             name: settings.name,
             incarnation: self.incarnation,
+            client_endpoint: transport::client_endpoint(&self.quic_keys),
             client_server: certificates.client_server,
             link_server: certificates.link_server,
             link_client: certificates.link_client,

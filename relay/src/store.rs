@@ -1,5 +1,6 @@
-//! What a relay keeps on disk: its index, the plans it stamps, the relays, the token keys. With it a
-//! restarted relay forwards while the controller is away.
+//! What a relay keeps on disk: its index, the plans it stamps, the relays, the token keys and what is
+//! revoked. With it a restarted relay forwards while the controller is away. Beside it, the keys with
+//! which clients of the process before are told that it has ended.
 
 use std::{
     fs,
@@ -13,6 +14,7 @@ use prometheus::IntCounter;
 use prost::Message as _;
 use tradewind_host::Host;
 use tradewind_proto::control::HeldState;
+use tradewind_trust::{QuicKeys, TrustError};
 
 /// How long a relay that ends waits for the disk.
 const LAST_WRITE: Duration = Duration::from_secs(2);
@@ -193,6 +195,27 @@ impl Writer {
             }
         }
     }
+}
+
+/// The keys of the process before, or new ones, kept for the next. Without them clients only learn
+/// later that this is another process: that is no reason not to start.
+pub(crate) fn kept_quic_keys(state_file: Option<&Path>) -> Result<QuicKeys, TrustError> {
+    let Some(path) = state_file.map(|file| file.with_extension("quic-key")) else {
+        return QuicKeys::generate();
+    };
+    match QuicKeys::load(&path) {
+        Ok(Some(keys)) => return Ok(keys),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(
+            %error,
+            "new QUIC keys: clients of the process before notice late that it has ended"
+        ),
+    }
+    let keys = QuicKeys::generate()?;
+    if let Err(error) = keys.save(&path) {
+        tracing::warn!(%error, "clients will notice late that this process has ended");
+    }
+    Ok(keys)
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use quinn_proto::{
-    AckFrequencyConfig, ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
 };
 use tradewind_proto::{ALPN_CLIENT, ALPN_LINK};
-use tradewind_trust::{Identity, Roots, TrustError, tls};
+use tradewind_trust::{Identity, QuicKeys, Roots, TrustError, tls};
 
 use crate::{congestion::LinkCongestion, shard::Certificates};
 
@@ -24,11 +24,24 @@ pub(crate) const LINK_ACK_EVERY: u32 = ACK_EVERY;
 /// carries (RFC 8200, section 5). Discovery finds more.
 const LINK_INITIAL_MTU: u16 = 1_232;
 
+/// How soon after each other clients of the process before are told that their connections are gone:
+/// there may be tens of thousands. Each answer is shorter than what it answers.
+const RESET_INTERVAL: Duration = Duration::from_micros(100);
+
+/// The clients' endpoint, with keys that outlive the process.
+pub(crate) fn client_endpoint(quic_keys: &QuicKeys) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    quic_keys.apply_to_endpoint(&mut config);
+    config.min_reset_interval(RESET_INTERVAL);
+    config
+}
+
 /// TLS for both ports, and the clients' transport. That of a link is set when it is made: see
 /// [`link_transport`].
 pub(crate) fn certificates(
     identity: &Identity,
     roots: &Roots,
+    quic_keys: &QuicKeys,
     clock: tls::WallClock,
 ) -> Result<Certificates, TrustError> {
     let client_tls = tls::client_port_server_config(identity, &[ALPN_CLIENT], clock.clone())?;
@@ -37,6 +50,7 @@ pub(crate) fn certificates(
 
     let mut client_server = ServerConfig::with_crypto(tls::quic_server(client_tls)?);
     client_server.transport_config(Arc::new(client_transport()));
+    quic_keys.apply_to_server(&mut client_server);
     let mut link_server = ServerConfig::with_crypto(tls::quic_server(link_tls)?);
     link_server.migration(false);
     let link_client = ClientConfig::new(tls::quic_client(dial_tls)?);

@@ -12,6 +12,7 @@ mod identity;
 mod jwt;
 mod names;
 mod pem_file;
+mod quic_keys;
 mod revocation;
 pub mod tls;
 mod token;
@@ -24,6 +25,7 @@ pub use names::{
     CONTROLLER_NAME, EDGE_NAME, MAX_RELAY_NAME, cert_name, check_relay_name, peer_dns_names,
     server_name, verify_peer_controller, verify_peer_name,
 };
+pub use quic_keys::QuicKeys;
 pub use revocation::{Revocation, RevocationError, RevocationList, Revoked};
 pub use token::{CLOCK_LEEWAY, MAX_TOKEN, TokenError, TokenKeys, TokenSigner};
 pub use tradewind_proto::{ALPN_CLIENT, ALPN_CONTROL, ALPN_ENROL, ALPN_LINK, token::Claims};

@@ -26,7 +26,7 @@ use tradewind_proto::{
     lane::LaneFrame,
     packet::{AccessHeader, Kind, Trace, TraceRecord},
 };
-use tradewind_trust::{Ca, tls};
+use tradewind_trust::{Ca, QuicKeys, tls};
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost};
 
 pub const fn ms(ms: u64) -> Duration {
@@ -51,6 +51,8 @@ struct State {
     next_session: u32,
     directory: BTreeMap<String, u32>,
     edges: Vec<EdgeAddr>,
+    /// Of each edge's port.
+    keys: Vec<QuicKeys>,
     dice: u64,
     groups: groups::Groups,
     pub knobs: Knobs,
@@ -137,9 +139,25 @@ impl Net {
                 address,
                 relay: Some(format!("edge-{index}")),
             });
+            state.keys.push(QuicKeys::generate().unwrap());
             index
         };
-        let host: Arc<dyn Host> = node.clone();
+        self.listen(index, node.clone());
+        node
+    }
+
+    /// The process of an edge ends without a word and starts anew.
+    pub fn restart(&self, edge: usize, node: &Arc<WanHost>) {
+        node.kill();
+        node.revive();
+        self.listen(edge, node.clone());
+    }
+
+    fn listen(&self, index: usize, host: Arc<dyn Host>) {
+        let (address, keys) = {
+            let state = self.state.lock().unwrap();
+            (state.edges[index].address, state.keys[index].clone())
+        };
         let identity = self
             .ca
             .issue_relay(
@@ -152,7 +170,13 @@ impl Net {
         let clock = tls::host_clock(host.clone());
         let server = tls::client_port_server_config(&identity, &[ALPN_CLIENT], clock).unwrap();
         let server = quinn::ServerConfig::with_crypto(tls::quic_server(server).unwrap());
-        let endpoint = host.quic_endpoint(address, Some(server)).unwrap();
+        let mut config = quinn::EndpointConfig::default();
+        keys.apply_to_endpoint(&mut config);
+        config.rng_seed(Some(host.seed()));
+        let socket = host.bind_udp(address).unwrap();
+        let endpoint =
+            quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, host.runtime())
+                .unwrap();
         let (net, spawner) = (self.clone(), host.clone());
         host.spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
@@ -164,7 +188,6 @@ impl Net {
                 });
             }
         });
-        node
     }
 
     /// What a client called `user` that knows all edges is configured with.

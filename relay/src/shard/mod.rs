@@ -101,6 +101,8 @@ pub(crate) struct ShardConfig {
     pub(crate) name: String,
     /// Random, new at each start: tells the relay's lives apart.
     pub(crate) incarnation: u64,
+    /// Of the clients' port.
+    pub(crate) client_endpoint: EndpointConfig,
     pub(crate) client_server: Arc<ServerConfig>,
     pub(crate) link_server: Arc<ServerConfig>,
     pub(crate) link_client: quinn_proto::ClientConfig,
@@ -228,16 +230,20 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(config: ShardConfig, now: Instant, wall: SystemTime) -> Self {
         let mut rng = config.rng;
-        let mut endpoint = || {
-            let mut endpoint = EndpointConfig::default();
+        let mut seeded = |mut endpoint: EndpointConfig| {
             endpoint.rng_seed(Some(rng.random()));
             endpoint
         };
-        let clients = Endpoints::for_clients(endpoint(), config.client_server, config.client_port);
+        let clients = Endpoints::for_clients(
+            seeded(config.client_endpoint),
+            config.client_server,
+            config.client_port,
+        );
         let links = (0..)
             .zip(config.link_ports)
             .map(|(nth, of)| {
-                Endpoints::new(Port::Link(nth), of, endpoint(), config.link_server.clone())
+                let endpoint = seeded(EndpointConfig::default());
+                Endpoints::new(Port::Link(nth), of, endpoint, config.link_server.clone())
             })
             .collect();
         let mut timers = Timers::default();
