@@ -6,6 +6,8 @@ use std::{
 
 use rustls_pki_types::CertificateDer;
 
+use crate::KeepAlive;
+
 /// Port that edges listen on when nothing names another.
 pub const DEFAULT_PORT: u16 = 7443;
 
@@ -29,10 +31,12 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// A connection without any sign of life for so long is dead. (One in use is given up within a second.)
     /// 8 s: below the 10 s for which the directory keeps a session that is no longer announced, so
-    /// that a client has moved before its senders are told that it is offline.
+    /// that a client has moved before its senders are told that it is offline. With an adaptive
+    /// `keep_alive` it is [`AdaptiveKeepAlive::longest`](crate::AdaptiveKeepAlive::longest) and 30 s.
     pub idle_timeout: Duration,
-    /// How often a sign of life is sent when there is nothing else to send. 2.5 s.
-    pub keep_alive: Duration,
+    /// How often a sign of life is sent when there is nothing else to send. Every 2.5 s; for phones there
+    /// is [`KeepAlive::Adaptive`], which spares the battery.
+    pub keep_alive: KeepAlive,
     /// Whether a further session stands by at the second-best edge, so that the death of the first one
     /// costs no new connection. `true`.
     pub standby: bool,
@@ -70,7 +74,7 @@ impl ClientConfig {
             server_name: tradewind_trust::EDGE_NAME.to_owned(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(8),
-            keep_alive: Duration::from_millis(2_500),
+            keep_alive: KeepAlive::Fixed(Duration::from_millis(2_500)),
             standby: true,
             near_edges: 3,
             max_sessions: 12,

@@ -14,7 +14,7 @@ use tradewind_proto::{
 use tradewind_trust::{Roots, tls};
 
 use crate::{
-    ConnectError, EdgeAddr,
+    ConnectError, EdgeAddr, KeepAlive,
     discover::{self, Candidate},
     session::{HELLO_ID, code, describe, hello},
     shared::{Either, Shared, either},
@@ -73,14 +73,23 @@ impl Connector {
         let clock = tls::host_clock(shared.host.clone());
         let tls = tls::client_config(&roots, &[ALPN_CLIENT], clock).map_err(unusable)?;
         let mut quic = QuicConfig::new(tls::quic_client(tls).map_err(unusable)?);
-        let idle = config
-            .idle_timeout
+        let (keep_alive, idle) = match config.keep_alive {
+            KeepAlive::Fixed(every) => (Some(every), config.idle_timeout),
+            KeepAlive::Adaptive(bounds) if bounds.is_sound() => (None, bounds.idle_timeout()),
+            KeepAlive::Adaptive(bounds) => {
+                return Err(ConnectError::Config(format!(
+                    "an adaptive keep-alive must begin at 5 s or more and end at 140 s or less, not {:?} and {:?}",
+                    bounds.first, bounds.longest
+                )));
+            }
+        };
+        let idle = idle
             .try_into()
             .map_err(|_| ConnectError::Config("the idle timeout is too long".to_owned()))?;
         let mut transport = quinn::TransportConfig::default();
         transport
             .max_idle_timeout(Some(idle))
-            .keep_alive_interval(Some(config.keep_alive))
+            .keep_alive_interval(keep_alive)
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .max_concurrent_uni_streams(VarInt::from_u32(16))
             .stream_receive_window(VarInt::from_u32(2 << 20))
@@ -263,7 +272,9 @@ impl Connector {
                         }
                         return Ok(established);
                     }
-                    Err(error @ (ConnectError::Unauthorized { .. } | ConnectError::Revoked { .. })) => {
+                    Err(
+                        error @ (ConnectError::Unauthorized { .. } | ConnectError::Revoked { .. }),
+                    ) => {
                         return Err(error);
                     }
                     Err(error) => last = error,

@@ -63,6 +63,12 @@ impl EdgeTable {
             .map(|known| known.edge.clone())
     }
 
+    /// Whether it was ever measured.
+    pub(crate) fn is_measured(&self, address: SocketAddr) -> bool {
+        let mut edges = self.edges.iter();
+        edges.any(|known| known.edge.address == address && known.measured_at.is_some())
+    }
+
     /// When the next edge is to be measured.
     pub(crate) fn next_measurement(&self) -> Option<Instant> {
         let due = self.edges.iter().filter_map(|known| {

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use quinn::ConnectionError;
@@ -21,6 +21,7 @@ use crate::{
     connect::{self, Connector, Established},
     core::Ended,
     edges::EdgeTable,
+    keep_alive::{KeepAlive, Memory, Quiet, Verdict},
     session::{self, Session, code, describe, say_goodbye},
     shared::{Either, Shared, either, until_true},
 };
@@ -77,6 +78,7 @@ struct Kept {
     session: Session,
     since: Instant,
     life: Life,
+    quiet: Quiet,
     draining: bool,
 }
 
@@ -92,6 +94,10 @@ struct Keeper {
     /// Addresses of edges are not asked for again before.
     find_not_before: Instant,
     looked_at: Instant,
+    /// Of an adaptive keep-alive.
+    memory: Option<Memory>,
+    /// What the clock on the wall showed then: it goes on while the host sleeps.
+    looked_at_wall: SystemTime,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -110,6 +116,8 @@ pub(crate) fn start(shared: &Arc<Shared>, connector: Connector, first: Establish
         not_before: now,
         find_not_before: now,
         looked_at: now,
+        memory: None,
+        looked_at_wall: host.wall_clock(),
         events: sender,
     };
     keeper.begin(first, true);
@@ -202,6 +210,12 @@ impl Keeper {
             let _ = closed.send(Event::Ended(watched.number, error));
         });
         let now = shared.host.now();
+        if let (true, KeepAlive::Adaptive(bounds)) =
+            (self.sessions.is_empty(), shared.config.keep_alive)
+        {
+            // It may be another network.
+            self.memory = Some(Memory::new(bounds));
+        }
         if first {
             self.not_before = now + SPREAD.mul_f64(self.connector.rng.random::<f64>());
         }
@@ -217,6 +231,7 @@ impl Keeper {
             session,
             since: now,
             life,
+            quiet: Quiet::new(now),
             draining: false,
         };
         self.sessions.insert(live.number, kept);
@@ -320,6 +335,7 @@ impl Keeper {
                 }
             }
         }
+        let quiet = self.keep_alive(now);
         self.looked_at = now;
         for number in dead {
             self.give_up(number);
@@ -329,7 +345,63 @@ impl Keeper {
         let survey = self.table.next_measurement().filter(|&at| at > now);
         let spread = Some(self.not_before).filter(|&at| at > now);
         let unused = (self.sessions.len() > 1).then_some(now + UNUSED);
-        [next, survey, spread, unused].into_iter().flatten().min()
+        [next, survey, spread, unused, quiet]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Keeps idle sessions alive as rarely as the network allows, if that is wanted. When to look again.
+    fn keep_alive(&mut self, now: Instant) -> Option<Instant> {
+        let wall = self.shared.host.wall_clock();
+        let by_wall = wall.duration_since(self.looked_at_wall);
+        let by_clock = now.saturating_duration_since(self.looked_at);
+        let slept = by_wall.is_ok_and(|by_wall| by_wall > by_clock + SLEPT);
+        self.looked_at_wall = wall;
+        let memory = self.memory.as_mut()?;
+        let shared = &self.shared;
+        let (mut next, mut dead) = (None, Vec::new());
+        // When one is asked the others are asked too, for the sake of the radio.
+        for joining in [false, true] {
+            let mut asked = false;
+            next = None;
+            for (&number, kept) in &mut self.sessions {
+                let connection = &kept.session.live.connection;
+                let heard = connection.stats().udp_rx.datagrams;
+                let used = shared.with(|core, now| core.use_of(number, now));
+                let busy = used.is_none_or(|used| used.matters);
+                if busy || (slept && !joining) {
+                    kept.quiet.disturb();
+                }
+                if shared.with(|core, _| core.take_answer(number)) {
+                    kept.quiet.on_answer(heard, now, memory);
+                }
+                if busy {
+                    continue;
+                }
+                if joining {
+                    kept.quiet.join(now);
+                }
+                let mut verdict = kept.quiet.poll(heard, connection.rtt(), now, memory);
+                if let Verdict::Ask(after) = verdict {
+                    asked = true;
+                    shared.with(|core, _| core.keep_alive(number, after));
+                    verdict = kept.quiet.poll(heard, connection.rtt(), now, memory);
+                }
+                match verdict {
+                    Verdict::Wait(at) => next = Some(next.map_or(at, |next: Instant| next.min(at))),
+                    Verdict::Dead => dead.push(number),
+                    Verdict::Ask(_) => {}
+                }
+            }
+            if !asked {
+                break;
+            }
+        }
+        for number in dead {
+            self.give_up(number);
+        }
+        next
     }
 
     /// The edge of a session does not answer any more.
@@ -418,6 +490,8 @@ impl Keeper {
             )
         });
         self.table.learn(&known);
+        // A phone that rests does not wake up to measure edges again.
+        let resting = self.memory.is_some() && !talking;
         // How many edges beside the first one's.
         let near = match (talking, config.standby) {
             (true, _) => config.near_edges.saturating_sub(1).max(1),
@@ -448,6 +522,7 @@ impl Keeper {
         self.move_first(now);
         while self.attempts.len() < ATTEMPTS
             && let Some(edge) = self.table.to_measure(&self.attempts, now)
+            && !(resting && self.table.is_measured(edge.address))
         {
             let connected = self.session_at(&edge);
             if let Some(number) = connected {

@@ -121,6 +121,7 @@ mod event;
 mod flow;
 mod groups;
 mod inbox;
+mod keep_alive;
 mod keeper;
 mod session;
 mod shared;
@@ -137,4 +138,5 @@ pub use event::{
 };
 pub use flow::Flow;
 pub use groups::{GroupFlow, JoinOptions};
+pub use keep_alive::{AdaptiveKeepAlive, KeepAlive};
 pub use tradewind_proto::{Class, CloseCode};

@@ -404,7 +404,10 @@ fn an_edge_that_has_started_anew_is_left_within_a_round_trip_of_the_next_packet(
         let sent = ann.send("ben", "two").await.unwrap();
         assert!(sent.after < ms(150), "{sent:?}");
         assert_eq!(ann.stats().relay.as_deref(), Some("edge-1"));
-        assert_eq!((text_of(&ben).await, text_of(&ben).await), ("one".into(), "two".into()));
+        assert_eq!(
+            (text_of(&ben).await, text_of(&ben).await),
+            ("one".into(), "two".into())
+        );
     });
 }
 

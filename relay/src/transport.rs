@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use quinn_proto::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig,
+    VarInt,
 };
 use tradewind_proto::{ALPN_CLIENT, ALPN_LINK};
 use tradewind_trust::{Identity, QuicKeys, Roots, TrustError, tls};
@@ -23,6 +24,10 @@ pub(crate) const LINK_ACK_EVERY: u32 = ACK_EVERY;
 /// Smallest UDP payload of a link at the start: what an IPv6 path of the minimum MTU, 1,280,
 /// carries (RFC 8200, section 5). Discovery finds more.
 const LINK_INITIAL_MTU: u16 = 1_232;
+
+/// A client that is silent for so long is gone, milliseconds; most say that they want to be given up
+/// sooner. Phones may be silent for two minutes, to spare their batteries.
+const CLIENT_IDLE_MS: VarInt = VarInt::from_u32(180_000);
 
 /// How soon after each other clients of the process before are told that their connections are gone:
 /// there may be tens of thousands. Each answer is shorter than what it answers.
@@ -70,7 +75,7 @@ fn client_transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(256 << 10))
         .receive_window(VarInt::from_u32(1 << 20))
         .send_window(1 << 20)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))))
+        .max_idle_timeout(Some(IdleTimeout::from(CLIENT_IDLE_MS)))
         .datagram_receive_buffer_size(Some(256 << 10))
         .datagram_send_buffer_size(DATAGRAM_BATCH)
         .ack_frequency_config(Some(ack_frequency(Duration::from_millis(20))));

@@ -209,6 +209,9 @@ impl Engine {
         if to.is_asleep(self.now_ns()) {
             return count(Fate::DeadHost);
         }
+        if !to.lets_in(&outline, self.now_ns()) {
+            return count(Fate::NoSocket);
+        }
         to.deliver(datagram, count);
     }
 

@@ -23,7 +23,7 @@ use crate::{
     Core, HostClock, PlaceId,
     clock::ClockState,
     link::{Fate, nanoseconds},
-    socket::{Datagram, SocketShared, WanSocket, wildcards},
+    socket::{Datagram, Outline, SocketShared, WanSocket, wildcards},
     timer::WanTimer,
 };
 
@@ -120,6 +120,17 @@ impl WanHost {
     /// first.
     pub fn set_disk_wait(&self, wait: Duration) {
         self.node.disk_wait_ns.store(nanoseconds(wait), Relaxed);
+    }
+
+    /// Puts the host behind a NAT, or a firewall, that forgets whom it has sent to: a packet is let in
+    /// only from an address that one was sent to, from the same port, within `lifetime` before; others
+    /// are lost (counted as `no_socket`). `None`, as at first: everything is let in.
+    pub fn set_binding_lifetime(&self, lifetime: Option<Duration>) {
+        let nat = lifetime.map(|lifetime| Nat {
+            lifetime_ns: nanoseconds(lifetime),
+            sent_ns: BTreeMap::new(),
+        });
+        *self.node.nat() = nat;
     }
 
     /// Kills the process on this host, as a power cut would: its tasks are aborted, its sockets
@@ -226,8 +237,16 @@ pub(crate) struct HostNode {
     disk_wait_ns: AtomicU64,
     rng: Mutex<Rng>,
     alive: AtomicBool,
+    nat: Mutex<Option<Nat>>,
     ports: Mutex<Ports>,
     tasks: Mutex<Tasks>,
+}
+
+/// Remembers to whom packets were sent.
+struct Nat {
+    lifetime_ns: u64,
+    /// By own port and peer: when the last one was.
+    sent_ns: BTreeMap<(u16, SocketAddr), u64>,
 }
 
 #[derive(Default)]
@@ -268,6 +287,7 @@ impl HostNode {
             disk_wait_ns: AtomicU64::new(0),
             rng: Mutex::new(Rng::from_seed(seed)),
             alive: AtomicBool::new(true),
+            nat: Mutex::default(),
             ports: Mutex::default(),
             tasks: Mutex::default(),
         }
@@ -342,6 +362,28 @@ impl HostNode {
         self.clock
             .lock()
             .expect("no code panics while it holds a clock")
+    }
+
+    fn nat(&self) -> MutexGuard<'_, Option<Nat>> {
+        self.nat
+            .lock()
+            .expect("no code panics while it holds the NAT")
+    }
+
+    /// A packet leaves the host.
+    pub(crate) fn lets_out(&self, source: SocketAddr, to: SocketAddr, now_ns: u64) {
+        if let Some(nat) = &mut *self.nat() {
+            nat.sent_ns.insert((source.port(), to), now_ns);
+        }
+    }
+
+    /// Whether a packet that arrives is let in.
+    pub(crate) fn lets_in(&self, packet: &Outline, now_ns: u64) -> bool {
+        self.nat().as_ref().is_none_or(|nat| {
+            let binding = (packet.destination.port(), packet.source);
+            let sent_ns = nat.sent_ns.get(&binding);
+            sent_ns.is_some_and(|sent_ns| now_ns.saturating_sub(*sent_ns) < nat.lifetime_ns)
+        })
     }
 
     fn ports(&self) -> MutexGuard<'_, Ports> {

@@ -197,6 +197,9 @@ impl AsyncUdpSocket for WanSocket {
         let access_ns = self.node.access_ns() + to_node.access_ns();
         // The link stays locked until its packets are queued or delivered: else two threads could
         // turn the order of packets due at the same instant around.
+        if !dead {
+            self.node.lets_out(source, to, now_ns);
+        }
         let mut state = link.state();
         let mut later = Vec::new();
         for index in 0..segments {

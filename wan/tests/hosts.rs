@@ -405,6 +405,30 @@ fn a_host_that_moves_goes_on_under_new_addresses_by_the_links_of_its_new_place()
 }
 
 #[test]
+fn a_nat_lets_in_only_who_was_sent_to_not_long_ago() {
+    run_virtual(12, |wan| async move {
+        let [inside, outside] = one_place(&wan, [HostClock::EXACT; 2]);
+        let (a, b, other) = (bind(&inside), bind(&outside), bind(&outside));
+        inside.set_binding_lifetime(Some(ms(1_000)));
+        send(&*b, &*a, b"unasked");
+        send(&*a, &*b, b"hello");
+        assert_eq!(receive(&*b).await.1, [b"hello"]);
+        wan.sleep(ms(900)).await;
+        send(&*b, &*a, b"in time");
+        send(&*other, &*a, b"from another port");
+        assert_eq!(receive(&*a).await.1, [b"in time"]);
+        // What comes in does not keep it open.
+        wan.sleep(ms(200)).await;
+        send(&*b, &*a, b"too late");
+        wan.sleep(ms(10)).await;
+        inside.set_binding_lifetime(None);
+        send(&*b, &*a, b"open");
+        assert_eq!(receive(&*a).await.1, [b"open"]);
+        assert_eq!(wan.total_stats().no_socket, 3);
+    });
+}
+
+#[test]
 fn a_host_draws_the_same_seeds_in_every_run_and_no_two_are_equal() {
     let seeds = |seed| {
         run_virtual(seed, |wan| async move {

@@ -295,7 +295,7 @@ impl<'a> Builder<'a> {
             self.ca.roots().certs().to_vec(),
         );
         config.idle_timeout = IDLE_TIMEOUT;
-        config.keep_alive = KEEP_ALIVE;
+        config.keep_alive = KEEP_ALIVE.into();
         // The lab's clients stand beside their relays: there is no nearer door. One stands by.
         config.near_edges = 1;
         config.max_sessions = 2;

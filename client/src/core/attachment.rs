@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    control::{Role, Welcome, client_message},
+    control::{KeepAlive, Role, Welcome, client_message},
     frame_message,
 };
 
@@ -37,6 +37,10 @@ pub(crate) struct Attachment {
     used_at: Instant,
     /// Its edge is said to be down.
     doubted: bool,
+    /// The last keep-alive that asked for an answer.
+    keep_alive: Option<u32>,
+    /// It has been answered.
+    answered: bool,
 }
 
 impl Attachment {
@@ -81,6 +85,8 @@ impl Core {
             wakes: SessionWakes::default(),
             used_at: now,
             doubted: false,
+            keep_alive: None,
+            answered: false,
         };
         self.attachments.insert(number, attachment);
         if first {
@@ -303,6 +309,32 @@ impl Core {
         attachment.control.push_back(frame_message(&message));
         self.wake(session, |wakes| wakes.control = true);
         Some(id)
+    }
+
+    /// Tells the edge that the session is still there, and asks for an answer after a silence.
+    pub(crate) fn keep_alive(&mut self, session: u64, answer_after: Duration) {
+        let answer_after_ms = u32::try_from(answer_after.as_millis()).unwrap_or(u32::MAX);
+        let body = client_message::Body::KeepAlive(KeepAlive { answer_after_ms });
+        let asked = self.tell_session(session, body);
+        if let Some(attachment) = self.attachments.get_mut(&session) {
+            (attachment.keep_alive, attachment.answered) = (asked, false);
+        }
+    }
+
+    /// The edge has answered a keep-alive.
+    pub(super) fn on_alive(&mut self, session: u64, asked: u32) {
+        if let Some(attachment) = self.attachments.get_mut(&session)
+            && attachment.keep_alive == Some(asked)
+        {
+            attachment.answered = true;
+            self.wakes.keeper = true;
+        }
+    }
+
+    /// Whether the last keep-alive has been answered since this was asked last.
+    pub(crate) fn take_answer(&mut self, session: u64) -> bool {
+        let attachment = self.attachments.get_mut(&session);
+        attachment.is_some_and(|attachment| std::mem::take(&mut attachment.answered))
     }
 
     /// Asks for a sign of life: a message without contents, of which nothing but its acknowledgement

@@ -97,6 +97,7 @@ impl Core {
             return;
         };
         match body {
+            edge_message::Body::Alive(_) => self.on_alive(session, message.reply_to),
             edge_message::Body::LookupResult(result) => {
                 match attachment.asks.remove(&message.reply_to) {
                     Some(Ask::User(user)) => {

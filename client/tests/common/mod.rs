@@ -19,8 +19,8 @@ use tradewind_host::Host;
 use tradewind_proto::{
     ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME, RelayIndex,
     control::{
-        ClientMessage, Draining, Edge, EdgeDown, EdgeMessage, Gone, LookupResult, Peer, Rejected,
-        Welcome, client_message, edge_message, lookup_result, rejected,
+        Alive, ClientMessage, Draining, Edge, EdgeDown, EdgeMessage, Gone, LookupResult, Peer,
+        Rejected, Welcome, client_message, edge_message, lookup_result, rejected,
     },
     encode_frame, frame_message,
     lane::LaneFrame,
@@ -169,7 +169,10 @@ impl Net {
             .unwrap();
         let clock = tls::host_clock(host.clone());
         let server = tls::client_port_server_config(&identity, &[ALPN_CLIENT], clock).unwrap();
-        let server = quinn::ServerConfig::with_crypto(tls::quic_server(server).unwrap());
+        let mut server = quinn::ServerConfig::with_crypto(tls::quic_server(server).unwrap());
+        let mut transport = quinn::TransportConfig::default();
+        transport.max_idle_timeout(Some(secs(180).try_into().unwrap()));
+        server.transport_config(Arc::new(transport));
         let mut config = quinn::EndpointConfig::default();
         keys.apply_to_endpoint(&mut config);
         config.rng_seed(Some(host.seed()));
@@ -270,6 +273,16 @@ impl Net {
                 };
                 match (body, me) {
                     (client_message::Body::Role(_), Some(_)) => {}
+                    (client_message::Body::KeepAlive(wait), Some(me)) => {
+                        let (net, later) = (self.clone(), host.clone());
+                        host.spawn(async move {
+                            later.sleep(ms(u64::from(wait.answer_after_ms))).await;
+                            let state = net.state.lock().unwrap();
+                            if let Some(session) = state.sessions.get(&me) {
+                                session.tell(id, edge_message::Body::Alive(Alive {}));
+                            }
+                        });
+                    }
                     (client_message::Body::Hello(hello), None) => {
                         me = self.hello(&host, edge, &connection, &control, id, &hello.token);
                     }

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use quinn_proto::{
 use tradewind_proto::{CloseCode, DropReason, Uplink};
 
 use super::{
-    Shard,
+    Shard, TimerKey,
     connection::{Conn, Role},
 };
 
@@ -24,6 +24,9 @@ const MAX_RESPONSES: usize = 1_024;
 /// Connections in their handshake from which on addresses must be validated (Retry, RFC 9000,
 /// section 8.1.2).
 const BUSY_HANDSHAKES: usize = 500;
+/// How long a client may take from its first packet to its hello: whoever claims to be somewhere else
+/// never comes so far.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections in their handshake beyond which new ones are refused.
 const MAX_HANDSHAKES: usize = 5_000;
 
@@ -201,7 +204,11 @@ impl Shard {
                     Port::Client => self.accepted_session(),
                     Port::Link(_) => self.accepted_link(port, now),
                 };
-                self.insert(port, handle, quic, role);
+                let key = self.insert(port, handle, quic, role);
+                if port == Port::Client {
+                    self.timers
+                        .push(now + HANDSHAKE_PATIENCE, TimerKey::Greeting(key));
+                }
             }
             Err(error) => {
                 if let Some(transmit) = error.response {

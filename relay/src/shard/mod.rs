@@ -649,7 +649,7 @@ impl Shard {
             TimerKey::Report => {
                 self.share_budget(now);
                 self.report_links(now);
-                self.close_expired(now);
+                self.tend_sessions(now);
                 self.sweep_requests(now);
                 self.sweep_groups(now);
                 self.timers.push(now + report::PERIOD, TimerKey::Report);

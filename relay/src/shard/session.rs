@@ -1,6 +1,7 @@
 //! Client sessions: token, handles, beginning and end. What goes through them is in [`packets`].
 
 mod groups;
+mod idle;
 mod packets;
 mod token;
 
@@ -55,6 +56,8 @@ pub(crate) struct Session {
     /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
     rules: [(PlanId, u8); 2],
     groups: groups::SessionGroups,
+    /// When the client is to be told that it is still known, and in answer to what.
+    answer_due: Option<(Instant, u32)>,
 }
 
 /// What is known of a session once its token has been verified.
@@ -204,6 +207,7 @@ impl Shard {
             resting: VecDeque::new(),
             rules: [(PlanId::NONE, 0); 2],
             groups: groups::SessionGroups::default(),
+            answer_due: None,
         }))
     }
 
@@ -242,6 +246,9 @@ impl Shard {
             client_message::Body::RefreshToken(refresh) if ready => {
                 self.refresh(key, id, &refresh.token, now);
                 self.leave_denied_groups(key, now);
+            }
+            client_message::Body::KeepAlive(wait) if ready => {
+                self.keep_alive(key, id, &wait, now);
             }
             client_message::Body::JoinGroup(join) if ready => {
                 self.join_group(key, id, &join, now);

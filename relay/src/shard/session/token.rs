@@ -49,21 +49,6 @@ impl Shard {
         self.tell(key, id, edge_message::Body::Refreshed(answer));
     }
 
-    /// Ends sessions whose token has.
-    pub(super) fn close_expired(&mut self, now: Instant) {
-        let wall = self.wall;
-        let expired: Vec<ConnKey> = self
-            .slots
-            .iter()
-            .flatten()
-            .map(|&(_, key)| key)
-            .filter(|&key| self.session(key).is_some_and(|s| s.expired(wall)))
-            .collect();
-        for key in expired {
-            self.close(key, CloseCode::TokenExpired, "the token has expired", now);
-        }
-    }
-
     /// Ends sessions whose token has been withdrawn.
     pub(in super::super) fn close_revoked(&mut self, now: Instant) {
         let tables = self.tables.clone();
