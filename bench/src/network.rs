@@ -54,6 +54,8 @@ impl Network {
                 .args(dev)
                 .arg(dir.path())
                 .args(["--name", "bench-1", "--controller", &listen.to_string()])
+                // Clients come as fast as they can.
+                .args(["--handshakes-per-s", "1000000"])
                 .args(flags),
             "Next",
         )?;

@@ -199,6 +199,7 @@ fn settings(index: usize, ca: &Ca, controller: &Controller) -> anyhow::Result<Re
         roots: ca.roots(),
         state_file: None,
         max_sessions: 1,
+        handshakes_per_s: 1,
         groups: tradewind_relay::GroupSettings::default(),
         app_rates: AppRates::default(),
         latitude: 0.0,
@@ -434,6 +435,7 @@ fn admit(
         incarnation: register.incarnation,
         uplinks: register.uplinks,
         draining: false,
+        ..Default::default()
     };
     let mut state = state.lock().expect("nothing panics while it holds this");
     state.registered.insert(index, (info, send.clone()));

@@ -3,8 +3,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prost::Message as _;
-use quinn::{ClientConfig as QuicConfig, Connection, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{
+    ClientConfig as QuicConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream,
+    TransportErrorCode, VarInt,
+};
 use rand::RngExt as _;
+use rustc_hash::FxHashMap;
 use tokio::sync::mpsc;
 use tradewind_host::Rng;
 use tradewind_proto::{
@@ -16,6 +20,7 @@ use tradewind_trust::{Roots, tls};
 use crate::{
     ConnectError, EdgeAddr, KeepAlive,
     discover::{self, Candidate},
+    edges::weighed,
     session::{HELLO_ID, code, describe, hello},
     shared::{Either, Shared, either},
 };
@@ -141,6 +146,13 @@ impl Connector {
             .await
             .map_err(ConnectError::Token)?;
         let (mut candidates, problems) = discover::discover(shared, &mut self.rng).await;
+        // What edges say is younger than what discovery does.
+        let mut loads = FxHashMap::from_iter(
+            candidates
+                .iter()
+                .filter_map(|found| Some((found.edge.address, found.load_permille?))),
+        );
+        shared.with(|core, _| loads.extend(&core.edge_loads));
         candidates.extend(known.iter().cloned().map(Candidate::from));
         let mut seen = std::collections::BTreeSet::new();
         candidates.retain(|candidate| seen.insert(candidate.edge.address));
@@ -166,7 +178,7 @@ impl Connector {
                 .map(|candidate| candidate.edge.clone())
                 .collect();
             tried.extend(edges.iter().map(ToString::to_string));
-            match self.race(shared, edges, &token, instance).await {
+            match self.race(shared, edges, &loads, &token, instance).await {
                 Ok(established) => return Ok(established),
                 // Another edge would say the same.
                 Err(
@@ -197,12 +209,18 @@ impl Connector {
         &mut self,
         shared: &Arc<Shared>,
         edges: Vec<EdgeAddr>,
+        loads: &FxHashMap<SocketAddr, u32>,
         token: &str,
         instance: u64,
     ) -> Result<Established, ConnectError> {
         let host = &shared.host;
         let mut endpoints: [Option<Endpoint>; 2] = [None, None];
-        let (done, mut results) = mpsc::channel::<(usize, Result<Ready, String>)>(edges.len());
+        let (done, mut results) =
+            mpsc::channel::<(usize, Result<Ready, ConnectError>)>(edges.len());
+        let worth = |ready: &Ready| {
+            let load = loads.get(&ready.edge.address);
+            weighed(ready.connection.rtt(), load.copied().unwrap_or(0))
+        };
         let mut started = Vec::new();
         let mut waiting: Vec<usize> = Vec::new();
         let mut next_start = host.now();
@@ -244,7 +262,7 @@ impl Connector {
                 });
             }
             let all_started = started.len() == edges.len();
-            let best = ready.iter().map(|ready| ready.connection.rtt()).min();
+            let best = ready.iter().map(worth).min();
             let decided = match (best, first_ready) {
                 (Some(best), Some(first)) => {
                     // Whoever has taken longer by now cannot be much better.
@@ -258,7 +276,7 @@ impl Connector {
                 _ => false,
             };
             if decided {
-                ready.sort_by_key(|ready| ready.connection.rtt());
+                ready.sort_by_key(worth);
                 let best = ready.remove(0);
                 if ready.is_empty() {
                     first_ready = None;
@@ -313,13 +331,7 @@ impl Connector {
                         first_ready.get_or_insert(host.now());
                         ready.push(edge);
                     }
-                    Err(reason) => {
-                        last = ConnectError::Unreachable {
-                            tried: String::new(),
-                            reason,
-                            waited: Duration::ZERO,
-                        };
-                    }
+                    Err(error) => last = error,
                 }
             }
         }
@@ -331,9 +343,8 @@ pub(crate) async fn measure(
     shared: Arc<Shared>,
     connector: Connector,
     edge: EdgeAddr,
-) -> Result<Duration, String> {
-    let endpoint = endpoint_for(&shared, &mut [None, None], edge.address)
-        .map_err(|error| error.to_string())?;
+) -> Result<Duration, ConnectError> {
+    let endpoint = endpoint_for(&shared, &mut [None, None], edge.address)?;
     let ready = handshake(&shared, endpoint, edge, connector.quic).await?;
     let rtt = ready.connection.rtt();
     let measured: &[u8] = b"measured";
@@ -352,13 +363,7 @@ pub(crate) async fn attach(
     let token = shared.config.token.get().await;
     let token = token.map_err(ConnectError::Token)?;
     let endpoint = endpoint_for(&shared, &mut [None, None], edge.address)?;
-    let name = edge.to_string();
-    let ready = handshake(&shared, endpoint, edge, connector.quic).await;
-    let ready = ready.map_err(|reason| ConnectError::Unreachable {
-        tried: name,
-        reason,
-        waited: HANDSHAKE,
-    })?;
+    let ready = handshake(&shared, endpoint, edge, connector.quic).await?;
     let instance = shared.with(|core, _| core.instance);
     let role = Role {
         standby: true,
@@ -422,18 +427,30 @@ async fn handshake(
     endpoint: Endpoint,
     edge: EdgeAddr,
     quic: QuicConfig,
-) -> Result<Ready, String> {
+) -> Result<Ready, ConnectError> {
+    let unreachable = |reason: String| ConnectError::Unreachable {
+        tried: edge.to_string(),
+        reason: format!("{edge}: {reason}"),
+        waited: HANDSHAKE,
+    };
     let connecting = endpoint
         .connect_with(quic, edge.address, &shared.config.server_name)
-        .map_err(|error| format!("{edge}: {error}"))?;
+        .map_err(|error| unreachable(error.to_string()))?;
     match shared.host.timeout(HANDSHAKE, connecting).await {
         Ok(Ok(connection)) => Ok(Ready {
             edge,
             connection,
             endpoint,
         }),
-        Ok(Err(error)) => Err(format!("{edge}: {}", describe(&error).1)),
-        Err(_) => Err(format!("{edge}: no answer")),
+        Ok(Err(ConnectionError::ConnectionClosed(close)))
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            Err(ConnectError::Busy {
+                edge: edge.to_string(),
+            })
+        }
+        Ok(Err(error)) => Err(unreachable(describe(&error).1)),
+        Err(_) => Err(unreachable("no answer".to_owned())),
     }
 }
 

@@ -11,6 +11,7 @@ mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -73,6 +74,8 @@ pub(crate) struct Core {
     pub(crate) welcome: Welcome,
     /// Edges told by the network.
     pub(crate) known_edges: Vec<EdgeAddr>,
+    /// How loaded edges are, parts per thousand, as edges have said last.
+    pub(crate) edge_loads: FxHashMap<SocketAddr, u32>,
     /// Edges that conversations would profit from, by relay: until when they are wanted.
     wanted_edges: BTreeMap<Arc<str>, Instant>,
     pub(crate) closed: bool,
@@ -234,6 +237,7 @@ impl Core {
             sessions: 0,
             welcome: Welcome::default(),
             known_edges: Vec::new(),
+            edge_loads: FxHashMap::default(),
             wanted_edges: BTreeMap::new(),
             closed: false,
             near_edges: config.near_edges,

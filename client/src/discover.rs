@@ -21,11 +21,17 @@ pub(crate) struct Candidate {
     pub(crate) edge: EdgeAddr,
     /// Lower ones are tried first (RFC 2782).
     pub(crate) priority: u16,
+    /// How loaded it is, parts per thousand, if that is known.
+    pub(crate) load_permille: Option<u32>,
 }
 
 impl From<EdgeAddr> for Candidate {
     fn from(edge: EdgeAddr) -> Self {
-        Self { edge, priority: 0 }
+        Self {
+            edge,
+            priority: 0,
+            load_permille: None,
+        }
     }
 }
 
@@ -91,6 +97,7 @@ async fn by_dns(name: &str, rng: &mut Rng) -> Result<Vec<Candidate>, String> {
             candidates.extend(addresses.iter().map(|ip| Candidate {
                 edge: SocketAddr::new(ip, srv.port).into(),
                 priority: srv.priority,
+                load_permille: None,
             }));
         }
     }
@@ -138,6 +145,7 @@ enum EdgeList {
 struct ListedEdge {
     name: String,
     client_addresses: Vec<String>,
+    load_permille: Option<u32>,
 }
 
 async fn by_http(shared: &Shared, url: &str, rng: &mut Rng) -> Result<Vec<Candidate>, String> {
@@ -163,12 +171,14 @@ async fn by_http(shared: &Shared, url: &str, rng: &mut Rng) -> Result<Vec<Candid
             edge.client_addresses
                 .into_iter()
                 .filter_map(|address| address.parse().ok())
-                .map(move |address| EdgeAddr {
-                    address,
-                    relay: Some(name.clone()),
+                .map(move |address| Candidate {
+                    load_permille: edge.load_permille,
+                    ..Candidate::from(EdgeAddr {
+                        address,
+                        relay: Some(name.clone()),
+                    })
                 })
         })
-        .map(Candidate::from)
         .collect();
     shuffle(&mut candidates, rng);
     Ok(candidates)

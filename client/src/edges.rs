@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashMap;
+
 use crate::EdgeAddr;
 
 /// Edges remembered.
@@ -17,6 +19,22 @@ const FAILED_FOR: Duration = Duration::from_secs(10);
 /// A session that was of no use is not set up again for so long.
 const USELESS_FOR: Duration = Duration::from_secs(60);
 
+/// From this load on an edge is worth less than its round trip says, parts per thousand.
+const WORRY: u32 = 700;
+/// A fully loaded edge is as good as one this much farther away, …
+const FULL: f64 = 4.0;
+/// … counted from here, so that the nearest ones are not taken at any load.
+const NEXT_DOOR: Duration = Duration::from_millis(10);
+/// An edge that had no time is not asked again for so long: from, to, at random.
+const BUSY_FOR: (f64, f64) = (2.0, 10.0);
+
+/// What a round trip to an edge is worth, given its load in parts per thousand: longer from 70 % on, and
+/// steeply so.
+pub(crate) fn weighed(rtt: Duration, load_permille: u32) -> Duration {
+    let over = f64::from(load_permille.min(1_000).saturating_sub(WORRY)) / f64::from(1_000 - WORRY);
+    rtt + (rtt + NEXT_DOOR).mul_f64(FULL * over * over)
+}
+
 /// All edges that the client has heard of.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeTable {
@@ -26,6 +44,7 @@ pub(crate) struct EdgeTable {
 #[derive(Debug)]
 struct Known {
     edge: EdgeAddr,
+    load_permille: u32,
     rtt: Option<Duration>,
     measured_at: Option<Instant>,
     not_before: Option<Instant>,
@@ -42,6 +61,7 @@ impl EdgeTable {
             } else if self.has_room() {
                 self.edges.push(Known {
                     edge: edge.clone(),
+                    load_permille: 0,
                     rtt: None,
                     measured_at: None,
                     not_before: None,
@@ -94,6 +114,30 @@ impl EdgeTable {
         }
     }
 
+    /// An edge had no time for one more. `chance` is from 0 to 1: not all are to come again at once.
+    pub(crate) fn busy(&mut self, address: SocketAddr, chance: f64, now: Instant) {
+        if let Some(known) = self.known(address) {
+            let (from, to) = BUSY_FOR;
+            known.not_before = Some(now + Duration::from_secs_f64(from + (to - from) * chance));
+        }
+    }
+
+    /// How loaded edges are, parts per thousand, is known.
+    pub(crate) fn learn_loads(&mut self, loads: &FxHashMap<SocketAddr, u32>) {
+        for known in &mut self.edges {
+            if let Some(load) = loads.get(&known.edge.address) {
+                known.load_permille = *load;
+            }
+        }
+    }
+
+    /// What a round trip to an edge is worth.
+    pub(crate) fn weighed(&self, address: SocketAddr, rtt: Duration) -> Duration {
+        let mut edges = self.edges.iter();
+        let known = edges.find(|known| known.edge.address == address);
+        weighed(rtt, known.map_or(0, |known| known.load_permille))
+    }
+
     /// A session with an edge was of no use.
     pub(crate) fn useless(&mut self, address: SocketAddr, now: Instant) {
         if let Some(known) = self.known(address) {
@@ -107,7 +151,7 @@ impl EdgeTable {
             .edges
             .iter()
             .filter(|known| known.not_before.is_none_or(|at| at <= now))
-            .filter_map(|known| Some((known.rtt?, &known.edge)))
+            .filter_map(|known| Some((weighed(known.rtt?, known.load_permille), &known.edge)))
             .collect();
         near.sort();
         near.into_iter().map(|(_, edge)| edge).collect()
@@ -170,5 +214,36 @@ mod tests {
         let later = now + FRESH;
         assert_eq!(table.to_measure(&[], later), Some(edge(1)));
         assert_eq!(table.to_measure(&[edge(1)], later), Some(edge(2)));
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // any instant will do
+    fn load_counts_from_seventy_percent_on_and_a_busy_edge_is_asked_again_at_random() {
+        let rtt = Duration::from_millis(20);
+        assert_eq!((weighed(rtt, 0), weighed(rtt, 700)), (rtt, rtt));
+        let mut before = rtt;
+        for load in [800, 900, 1_000] {
+            let worth = weighed(rtt, load);
+            assert!(worth > before, "{load}");
+            before = worth;
+        }
+        assert_eq!(weighed(rtt, 5_000), Duration::from_millis(140));
+        let now = Instant::now();
+        let mut table = EdgeTable::default();
+        table.learn(&[edge(1), edge(2)]);
+        for (n, rtt) in [(1, 10), (2, 20)] {
+            table.measured(edge(n).address, Duration::from_millis(rtt), now);
+        }
+        let loads = |load| FxHashMap::from_iter([(edge(1).address, load)]);
+        table.learn_loads(&loads(700));
+        assert_eq!(table.nearest(now), [&edge(1), &edge(2)]);
+        table.learn_loads(&loads(900));
+        assert_eq!(table.nearest(now), [&edge(2), &edge(1)]);
+        for (chance, seconds) in [(0.0, 2), (0.5, 6), (1.0, 10)] {
+            table.busy(edge(2).address, chance, now);
+            let at = now + Duration::from_secs(seconds);
+            assert_eq!(table.nearest(at).len(), 2, "{chance}");
+            assert_eq!(table.nearest(at - Duration::from_millis(1)).len(), 1);
+        }
     }
 }

@@ -25,6 +25,12 @@ pub enum ConnectError {
         /// For how long.
         waited: Duration,
     },
+    /// An edge has no time for one more client now. The SDK tries others, and this one again later.
+    #[error("the edge {edge} is busy: try another or again in some seconds")]
+    Busy {
+        /// Which.
+        edge: String,
+    },
     /// An edge has refused the token.
     #[error("the edge refused the token: {reason}")]
     Unauthorized {

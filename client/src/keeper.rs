@@ -28,6 +28,8 @@ use crate::{
 
 /// Pauses between attempts to connect: from, to; doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The first pause after an edge had no time.
+const BUSY_BACKOFF: Duration = Duration::from_secs(1);
 /// How long before its end a token is replaced, at least.
 const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// How often it is looked whether that is due: from, to.
@@ -62,7 +64,7 @@ const NEARER_BY: Duration = Duration::from_millis(5);
 enum Event {
     Ended(u64, ConnectionError),
     Draining(u64),
-    Measured(EdgeAddr, Result<Duration, String>),
+    Measured(EdgeAddr, Result<Duration, ConnectError>),
     Attached(EdgeAddr, Result<Box<Established>, ConnectError>),
 }
 
@@ -266,9 +268,9 @@ impl Keeper {
                 self.attempts.retain(|attempt| *attempt != edge);
                 match result {
                     Ok(rtt) => self.table.measured(edge.address, rtt, now),
-                    Err(reason) => {
-                        tracing::debug!(%edge, reason, "not measured");
-                        self.table.failed(edge.address, now);
+                    Err(error) => {
+                        tracing::debug!(%edge, %error, "not measured");
+                        self.not_reached(&edge, &error, now);
                     }
                 }
             }
@@ -280,12 +282,23 @@ impl Keeper {
                     Err(error @ ConnectError::Revoked { .. }) => return Err(error),
                     Err(error) => {
                         tracing::debug!(%edge, %error, "no further session");
-                        self.table.failed(edge.address, now);
+                        self.not_reached(&edge, &error, now);
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// An edge could not be reached, or has no time.
+    fn not_reached(&mut self, edge: &EdgeAddr, error: &ConnectError, now: Instant) {
+        match error {
+            ConnectError::Busy { .. } => {
+                let chance = self.connector.rng.random();
+                self.table.busy(edge.address, chance, now);
+            }
+            _ => self.table.failed(edge.address, now),
+        }
     }
 
     /// Looks after the sessions. When to look again, if nothing else happens.
@@ -482,14 +495,16 @@ impl Keeper {
         if config.max_sessions <= 1 || !self.first_stands() {
             return;
         }
-        let (known, wanted, talking) = shared.with(|core, now| {
+        let (known, loads, wanted, talking) = shared.with(|core, now| {
             (
                 core.known_edges.clone(),
+                core.edge_loads.clone(),
                 core.wanted_edges(now),
                 core.is_talking(now),
             )
         });
         self.table.learn(&known);
+        self.table.learn_loads(&loads);
         // A phone that rests does not wake up to measure edges again.
         let resting = self.memory.is_some() && !talking;
         // How many edges beside the first one's.
@@ -583,9 +598,13 @@ impl Keeper {
         let Some(present) = first.and_then(|first| self.sessions.get(&first)) else {
             return;
         };
-        let rtt = present.session.live.connection.rtt();
+        let worth = |kept: &Kept| {
+            let rtt = kept.session.live.connection.rtt();
+            self.table.weighed(kept.session.edge.address, rtt)
+        };
+        let rtt = worth(present);
         let nearer = self.sessions.iter().find(|(_, kept)| {
-            let other = kept.session.live.connection.rtt();
+            let other = worth(kept);
             !kept.draining
                 && other.as_secs_f64() < rtt.as_secs_f64() * NEARER
                 && other + NEARER_BY < rtt
@@ -645,7 +664,12 @@ async fn reconnect(
                 return Err(error);
             }
             tracing::debug!(%error, "not connected yet");
-            pause = backoff.mul_f64(0.5 + connector.rng.random::<f64>() / 2.0);
+            if matches!(error, ConnectError::Busy { .. }) {
+                // Others are coming, too: it takes seconds until all have found a place.
+                backoff = backoff.max(BUSY_BACKOFF);
+            }
+            // Full jitter: those who were refused together must not come together again.
+            pause = backoff.mul_f64(connector.rng.random::<f64>());
             backoff = (backoff * 2).min(BACKOFF.1);
         }
     };

@@ -36,6 +36,7 @@ pub(crate) struct Config {
     pub(crate) enrol_token_file: Option<PathBuf>,
     pub(crate) state_file: PathBuf,
     pub(crate) max_sessions: usize,
+    pub(crate) handshakes_per_s: u32,
     pub(crate) replay_bytes: Size,
     pub(crate) replay_age: HumanDuration,
     pub(crate) app_rate: Rate,
@@ -91,6 +92,7 @@ impl Default for Config {
             enrol_token_file: None,
             state_file: "/var/lib/tradewind-relay/plan.bin".into(),
             max_sessions: 10_000,
+            handshakes_per_s: 500,
             replay_bytes: Size::from_bytes(64 << 20),
             replay_age: HumanDuration(Duration::from_secs(30)),
             app_rate: Rate::default(),
@@ -186,6 +188,9 @@ pub(crate) struct ConfigArgs {
     /// Most client sessions at a time.
     #[arg(long, env = "TRADEWIND_RELAY_MAX_SESSIONS", value_name = "N")]
     max_sessions: Option<usize>,
+    /// Most handshakes of clients that are begun per second; others are sent to the next edge.
+    #[arg(long, env = "TRADEWIND_RELAY_HANDSHAKES_PER_S", value_name = "N")]
+    handshakes_per_s: Option<u32>,
     /// Most bytes that are kept of messages to groups, for members that missed some.
     #[arg(long, env = "TRADEWIND_RELAY_REPLAY_BYTES", value_name = "SIZE")]
     replay_bytes: Option<Size>,
@@ -238,6 +243,7 @@ impl ConfigArgs {
         apply(&mut config.certificate_names, from.certificate_names);
         apply(&mut config.state_file, from.state_file);
         apply(&mut config.max_sessions, from.max_sessions);
+        apply(&mut config.handshakes_per_s, from.handshakes_per_s);
         apply(&mut config.replay_bytes, from.replay_bytes);
         apply(&mut config.replay_age, from.replay_age);
         apply(&mut config.app_rate, from.app_rate);
@@ -321,6 +327,9 @@ impl Config {
         }
         if self.max_sessions == 0 {
             return wrong("`max_sessions` must be at least 1".to_owned());
+        }
+        if self.handshakes_per_s == 0 {
+            return wrong("`handshakes_per_s` must be at least 1".to_owned());
         }
         if !(-90.0..=90.0).contains(&self.latitude) || !(-180.0..=180.0).contains(&self.longitude) {
             return wrong(

@@ -229,6 +229,7 @@ impl ControlTask {
             links,
             sessions,
             busy_permille,
+            load_permille,
             demand,
             oldest_stamped,
         } = news;
@@ -242,6 +243,7 @@ impl ControlTask {
             load: Some(RelayLoad {
                 sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
                 busy_permille,
+                load_permille,
                 draining: *self.draining.borrow(),
             }),
             demand: conversation.changed_demand(demand),

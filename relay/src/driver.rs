@@ -231,8 +231,13 @@ impl Driver {
                 progress |= sockets.iter().any(|socket| socket.held.is_some());
             }
             while let Some(mut news) = self.shard.next_news() {
-                let News::Links { busy_permille, .. } = &mut news;
+                let News::Links {
+                    busy_permille,
+                    load_permille,
+                    ..
+                } = &mut news;
                 *busy_permille = self.busy.permille(self.host.now());
+                *load_permille = self.shard.take_busy(*busy_permille);
                 // When the control task is that far behind, it gets the next one.
                 let _ = self.news.try_send(news);
             }

@@ -153,6 +153,8 @@ impl Held {
                 None => tracing::error!("a revocation of a kind that is not known is not taken"),
             }
         }
+        // What was kept on disk may be over by now.
+        list.prune(wall);
         if list != *self.tables.revoked {
             self.tables.revoked = Arc::new(list);
         }

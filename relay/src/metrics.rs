@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions_accepted: IntCounter,
     pub(crate) sessions_refused: IntCounter,
     pub(crate) sessions_revoked: IntCounter,
+    pub(crate) handshakes_refused: IntCounter,
+    pub(crate) handshakes_open: IntGauge,
     pub(crate) links_up: IntGauge,
     pub(crate) link_changes: IntCounter,
     pub(crate) link_brownouts: IntCounter,
@@ -177,6 +179,14 @@ impl Metrics {
             sessions_revoked: counter(
                 "tradewind_relay_revoked_sessions_total",
                 "Client sessions ended because their token was revoked.",
+            )?,
+            handshakes_refused: counter(
+                "tradewind_relay_refused_handshakes_total",
+                "Handshakes of clients that were refused, as too many had begun or the relay drains.",
+            )?,
+            handshakes_open: gauge(
+                "tradewind_relay_open_handshakes",
+                "Handshakes of clients under way.",
             )?,
             links_up: gauge(
                 "tradewind_relay_links_up",

@@ -60,6 +60,8 @@ pub struct RelaySettings {
     pub state_file: Option<PathBuf>,
     /// Client sessions at a time.
     pub max_sessions: usize,
+    /// Handshakes of clients that are begun per second; a second's worth at once.
+    pub handshakes_per_s: u32,
     /// What is kept of groups.
     pub groups: GroupSettings,
     /// What each app may send into the network here.
@@ -468,6 +470,7 @@ impl ShardStart {
             link_ports,
             limits: Limits {
                 max_sessions: settings.max_sessions,
+                handshakes_per_s: settings.handshakes_per_s,
                 groups: settings.groups,
             },
             app_rates: settings.app_rates,

@@ -185,6 +185,7 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
         roots,
         state_file: Some(config.state_file.clone()),
         max_sessions: config.max_sessions,
+        handshakes_per_s: config.handshakes_per_s,
         groups: GroupSettings {
             replay_bytes: usize::try_from(config.replay_bytes.bytes()).unwrap_or(usize::MAX),
             replay_age: config.replay_age.0,

@@ -27,6 +27,8 @@ pub(crate) struct Member {
     /// By uplink; uplink 0 is always there.
     link_addresses: BTreeMap<Uplink, Vec<SocketAddr>>,
     pub(crate) draining: bool,
+    /// For clients, parts per thousand.
+    load_permille: u32,
 }
 
 impl Member {
@@ -50,6 +52,7 @@ impl Member {
             client_addresses: parse(&info.client_addresses),
             link_addresses,
             draining: info.draining,
+            load_permille: info.load_permille,
         })
     }
 
@@ -63,6 +66,7 @@ impl Member {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            load_permille: self.load_permille,
         }
     }
 

@@ -206,6 +206,7 @@ impl<'a> Builder<'a> {
                 .as_ref()
                 .map(|disk| disk.path().join(format!("relay-{index}.plan"))),
             max_sessions: 10_000,
+            handshakes_per_s: 10_000,
             groups: tradewind_relay::GroupSettings::default(),
             app_rates: AppRates::default(),
             latitude: place.latitude,

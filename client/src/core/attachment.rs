@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,6 +23,11 @@ use crate::{
 
 /// A session that carried something within this time is in use.
 const IN_USE: Duration = Duration::from_secs(5);
+
+/// Edges whose load is remembered, about.
+const MOST_LOADS: usize = 256;
+/// Addresses of one edge.
+const MOST_ADDRESSES: usize = 16;
 
 /// One of the client's sessions.
 pub(crate) struct Attachment {
@@ -75,6 +81,7 @@ impl Core {
     /// A session stands. What is under way goes on over it if it is the first.
     pub(crate) fn attach(&mut self, live: Arc<Live>, welcome: Welcome, first: bool, now: Instant) {
         let number = live.number;
+        self.learn_loads(live.connection.remote_address(), &welcome);
         let attachment = Attachment {
             live,
             welcome,
@@ -109,6 +116,22 @@ impl Core {
         for user in talking {
             self.ask_for_ways(&user, now);
         }
+    }
+
+    /// An edge says how loaded it and others are.
+    fn learn_loads(&mut self, address: SocketAddr, welcome: &Welcome) {
+        if self.edge_loads.len() > MOST_LOADS {
+            self.edge_loads.clear();
+        }
+        let others = welcome.edges.iter().flat_map(|edge| {
+            let parsed = edge.addresses.iter().filter_map(|a| a.parse().ok());
+            parsed
+                .take(MOST_ADDRESSES)
+                .map(|address| (address, edge.load_permille))
+        });
+        self.edge_loads.extend(others.take(MOST_LOADS));
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.edge_loads.insert(address, welcome.load_permille);
     }
 
     /// Makes a session the first one.

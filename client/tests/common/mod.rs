@@ -72,6 +72,12 @@ pub struct Knobs {
     pub rejections: u32,
     /// Edges that are full.
     pub full: BTreeSet<usize>,
+    /// Edges that begin no handshake.
+    pub busy: BTreeSet<usize>,
+    /// How many handshakes an edge begins per second at most.
+    pub handshakes_per_s: Option<usize>,
+    /// How loaded edges say that they are, parts per thousand.
+    pub loads: BTreeMap<usize, u32>,
     /// Users nobody may send to.
     pub denied: BTreeSet<String>,
     /// The largest message, in bytes.
@@ -93,6 +99,10 @@ pub struct Seen {
     /// User, group, layers.
     pub joins: Vec<(String, String, u32)>,
     pub fetches: usize,
+    /// Handshakes begun: at which edge, when.
+    pub begun: Vec<(usize, Duration)>,
+    /// Handshakes refused.
+    pub refused: usize,
 }
 
 struct Session {
@@ -184,6 +194,10 @@ impl Net {
         host.spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
                 let (net, host) = (net.clone(), spawner.clone());
+                if !net.admits(index) {
+                    incoming.refuse();
+                    continue;
+                }
                 spawner.spawn(async move {
                     if let Ok(connection) = incoming.await {
                         net.serve(host, index, connection).await;
@@ -191,6 +205,24 @@ impl Net {
                 });
             }
         });
+    }
+
+    /// Whether an edge begins one more handshake now.
+    fn admits(&self, edge: usize) -> bool {
+        let now = self.wan.network_time();
+        let mut state = self.state.lock().unwrap();
+        let begun = state.seen.begun.iter().rev();
+        let lately = begun
+            .take_while(|(_, at)| *at + secs(1) > now)
+            .filter(|(at, _)| *at == edge)
+            .count();
+        let limit = state.knobs.handshakes_per_s.unwrap_or(usize::MAX);
+        let admits = !state.knobs.busy.contains(&edge) && lately < limit;
+        match admits {
+            true => state.seen.begun.push((edge, now)),
+            false => state.seen.refused += 1,
+        }
+        admits
     }
 
     /// What a client called `user` that knows all edges is configured with.
@@ -359,6 +391,7 @@ impl Net {
             app: "app".to_owned(),
             user: user.to_owned(),
             edges: state.edges.iter().map(told).collect(),
+            load_permille: state.knobs.loads.get(&edge).copied().unwrap_or(0),
             ..Welcome::default()
         };
         session.tell(id, edge_message::Body::Welcome(welcome));
@@ -532,5 +565,6 @@ fn told(edge: &EdgeAddr) -> Edge {
         relay: edge.relay.clone().unwrap_or_default(),
         region: "test".to_owned(),
         addresses: vec![edge.address.to_string()],
+        ..Default::default()
     }
 }

@@ -17,6 +17,9 @@ use super::{Action, ConnectionId, Network, plan::Part};
 /// a second at a thousand.
 const SMALL: usize = 64;
 
+/// How soon relays are told again how loaded others are.
+const LOADS_AGAIN: Duration = Duration::from_secs(5);
+
 impl Network {
     pub(super) fn register(&mut self, now: Duration, connection: ConnectionId, register: Register) {
         if self.registry.of_connection(connection).is_some() {
@@ -148,9 +151,17 @@ impl Network {
         if let Some(load) = &report.load {
             entry.sessions = load.sessions;
             entry.busy_permille = load.busy_permille.min(1_000);
+            let told = entry.load_told();
+            entry.load_permille = load.load_permille.max(load.busy_permille).min(1_000);
+            self.loads_changed |= told != entry.load_told();
             if entry.draining != load.draining {
                 self.set_draining(now, relay, load.draining);
             }
+        }
+        if self.loads_changed && now >= self.next_loads {
+            self.loads_changed = false;
+            self.next_loads = now + LOADS_AGAIN;
+            self.push_list(now);
         }
         let known = self.registry.len() as u32;
         let rows = report.demand.iter().filter(|row| row.destination < known);

@@ -221,6 +221,9 @@ pub struct Network {
     /// When the list of relays may be sent to all again, and whether it is to be.
     next_list: Duration,
     list_is_due: bool,
+    /// Relays' loads have changed, and when all may be told so again.
+    loads_changed: bool,
+    next_loads: Duration,
     /// How many relays are online, and since when, while nothing is planned.
     gathered: (usize, Duration),
     /// When the planner is asked out of turn.
@@ -280,6 +283,8 @@ impl Network {
             rest_until: Duration::ZERO,
             next_list: Duration::ZERO,
             list_is_due: false,
+            loads_changed: false,
+            next_loads: Duration::ZERO,
             gathered: (0, Duration::ZERO),
             urgent: None,
             alert: None,

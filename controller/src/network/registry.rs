@@ -39,6 +39,8 @@ pub(super) struct Relay {
     pub(super) silent: bool,
     pub(super) sessions: u32,
     pub(super) busy_permille: u32,
+    /// The greater of that and of its share of sessions.
+    pub(super) load_permille: u32,
     /// Newest plan it has acknowledged.
     pub(super) held: Option<PlanId>,
     /// Sequence of its last report in this incarnation.
@@ -228,6 +230,7 @@ impl Registry {
             silent: false,
             sessions: 0,
             busy_permille: 0,
+            load_permille: 0,
             held: None,
             last_report: None,
             dead_since: None,
@@ -256,6 +259,15 @@ impl Relay {
             draining: self.draining || matches!(self.standing, Standing::Leaving { .. }),
             incarnation: self.saved.incarnation,
             uplinks: self.saved.uplinks.iter().map(SavedUplink::info).collect(),
+            load_permille: self.load_told(),
+        }
+    }
+
+    /// Its load as clients are told of it: coarsely, and not before it matters.
+    pub(super) const fn load_told(&self) -> u32 {
+        match self.load_permille {
+            0..500 => 0,
+            load => load / 100 * 100,
         }
     }
 

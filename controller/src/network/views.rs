@@ -107,6 +107,8 @@ pub struct EdgeView {
     pub region: String,
     /// Where clients reach it.
     pub client_addresses: Vec<String>,
+    /// How loaded it is, parts per thousand: as busy or as full, whichever is greater.
+    pub load_permille: u32,
 }
 
 /// All directed links, as in `/v1/matrix`: row is where a link begins, column where it ends.
@@ -285,6 +287,7 @@ impl Network {
                 name: relay.name().to_owned(),
                 region: relay.saved.region.clone(),
                 client_addresses: relay.saved.client_addresses.clone(),
+                load_permille: relay.load_permille,
             })
             .collect()
     }

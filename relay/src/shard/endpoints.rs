@@ -27,6 +27,8 @@ const BUSY_HANDSHAKES: usize = 500;
 /// How long a client may take from its first packet to its hello: whoever claims to be somewhere else
 /// never comes so far.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// Working for more of the time, parts per thousand, a shard takes fewer new clients.
+const TOO_BUSY: u32 = 900;
 /// Connections in their handshake beyond which new ones are refused.
 const MAX_HANDSHAKES: usize = 5_000;
 
@@ -179,9 +181,14 @@ impl Shard {
         now: Instant,
         buffer: &mut Vec<u8>,
     ) {
-        let draining = self.draining;
+        let turned_away = port == Port::Client && (self.draining || !self.may_begin_handshake(now));
+        let metrics = self.metrics.clone();
         let endpoints = self.endpoints(port);
-        if endpoints.handshakes >= MAX_HANDSHAKES || (draining && port == Port::Client) {
+        if endpoints.handshakes >= MAX_HANDSHAKES || turned_away {
+            // It has cost nothing yet, and the client goes to the next edge.
+            if port == Port::Client {
+                metrics.handshakes_refused.inc();
+            }
             let transmit = endpoints.endpoint.refuse(incoming, buffer);
             endpoints.respond(transmit, buffer);
             return;
@@ -206,6 +213,7 @@ impl Shard {
                 };
                 let key = self.insert(port, handle, quic, role);
                 if port == Port::Client {
+                    self.admission.spend(self.cost_of_handshake());
                     self.timers
                         .push(now + HANDSHAKE_PATIENCE, TimerKey::Greeting(key));
                 }
@@ -216,6 +224,16 @@ impl Shard {
                 }
             }
         }
+    }
+
+    fn may_begin_handshake(&mut self, now: Instant) -> bool {
+        let cost = self.cost_of_handshake();
+        self.admission.allows(cost, now)
+    }
+
+    /// Of a shard that can hardly keep up, a quarter as many are begun: those who are there come first.
+    fn cost_of_handshake(&self) -> usize {
+        if self.busy_permille >= TOO_BUSY { 4 } else { 1 }
     }
 
     pub(super) fn insert(

@@ -49,6 +49,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
+    allowance::Allowance,
     apps::{AppRates, Apps},
     directory::{self, Directory, RENEWAL, Whereabouts},
     forwarder::Split,
@@ -93,6 +94,8 @@ enum TimerKey {
 pub(crate) struct Limits {
     /// Client sessions at a time.
     pub(crate) max_sessions: usize,
+    /// Handshakes of clients that are begun per second.
+    pub(crate) handshakes_per_s: u32,
     pub(crate) groups: GroupSettings,
 }
 
@@ -159,6 +162,8 @@ pub(crate) enum News {
         sessions: usize,
         /// Filled in by the driver, which knows when it waits. Parts per thousand.
         busy_permille: u32,
+        /// As busy, or as full, whichever is greater; filled in likewise.
+        load_permille: u32,
         /// What own sessions have sent since the start, by the destination's relay index.
         demand: Vec<ClassBytes>,
         /// The oldest plan that neighbours stamp; [`PlanId::NONE`] while none has said so.
@@ -202,6 +207,10 @@ pub(crate) struct Shard {
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
     sessions: usize,
+    /// Handshakes of clients that may be begun.
+    admission: Allowance,
+    /// Share of the time that this shard works, parts per thousand, as the driver has said last.
+    busy_permille: u32,
     apps: Apps,
     requests: BTreeMap<u64, Request>,
     next_request: u64,
@@ -274,6 +283,8 @@ impl Shard {
             slots: Vec::new(),
             free_slots: Vec::new(),
             sessions: 0,
+            admission: Allowance::new(f64::from(config.limits.handshakes_per_s), 4, now),
+            busy_permille: 0,
             apps: Apps::new(config.app_rates),
             requests: BTreeMap::new(),
             next_request: 0,
@@ -430,6 +441,18 @@ impl Shard {
     /// When [`poll`](Self::poll) must be called again at the latest.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         self.timers.next()
+    }
+
+    /// Takes how busy it is, which only the driver knows, and gives how loaded it is: as busy or as full,
+    /// whichever is greater. Parts per thousand.
+    pub(crate) fn take_busy(&mut self, busy_permille: u32) -> u32 {
+        self.busy_permille = busy_permille;
+        self.load_permille()
+    }
+
+    pub(super) fn load_permille(&self) -> u32 {
+        let full = self.sessions * 1_000 / self.limits.max_sessions.max(1);
+        self.busy_permille.max(full as u32).min(1_000)
     }
 
     /// What the control task is to be told.

@@ -54,12 +54,15 @@ impl Shard {
             .map(|conn| conn.queue.len())
             .sum();
         self.metrics.queue_packets.set(queued as i64);
+        let open = self.clients.handshakes;
+        self.metrics.handshakes_open.set(open as i64);
         let sessions = self.sessions;
         let oldest_stamped = self.oldest_stamped_elsewhere(now);
         self.news.push_back(News::Links {
             links,
             sessions,
             busy_permille: 0,
+            load_permille: 0,
             demand: self.demand.clone(),
             oldest_stamped,
         });

@@ -331,6 +331,7 @@ impl Shard {
             app: claims.app.clone(),
             user: claims.user.clone(),
             edges: Vec::new(),
+            load_permille: 0,
         };
         session.ready = Some(Ready {
             user: user.clone(),
@@ -346,6 +347,7 @@ impl Shard {
         self.metrics.sessions.set(self.sessions as i64);
         let welcome = Welcome {
             edges: self.other_edges(),
+            load_permille: self.load_permille(),
             ..welcome
         };
         self.tell(key, id, edge_message::Body::Welcome(welcome));

@@ -281,6 +281,7 @@ fn register_relay(
         draining: false,
         incarnation: register.incarnation,
         uplinks: register.uplinks,
+        ..Default::default()
     };
     state
         .registered

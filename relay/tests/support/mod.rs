@@ -133,6 +133,7 @@ impl World {
             roots: self.ca.roots(),
             state_file: None,
             max_sessions: 1_000,
+            handshakes_per_s: 1_000,
             groups: GroupSettings::default(),
             app_rates: AppRates::default(),
             latitude: 0.0,
