@@ -85,6 +85,35 @@ fn messages_arrive_in_order_and_the_receiver_learns_who_sent_them() {
 }
 
 #[test]
+fn who_sends_for_the_first_time_is_known_without_a_question() {
+    run_virtual(20, |wan| async move {
+        let world = World::new(wan.clone(), DETOUR).await;
+        world.plan(1, VIA_R1, BACKUPS).await;
+        let mut alice = world.client(0, "alice").await;
+        let mut bob = world.client(2, "bob").await;
+        wan.sleep(Duration::from_millis(500)).await;
+        let handle = alice.handle("bob").await;
+        let before = wan.network_time();
+        alice.send(header(Kind::Media, Class::Audio, handle, 1), b"first");
+        let Some(edge_message::Body::Peer(peer)) = bob.news().await.unwrap().body else {
+            panic!("no introduction");
+        };
+        // 50 ms are one way through r1: no time to ask and be answered.
+        let took = wan.network_time() - before;
+        assert!(took < Duration::from_millis(55), "{took:?}");
+        let (received, _) = bob.receive().await.expect("it arrives");
+        assert_eq!(
+            (peer.user.as_str(), peer.handle),
+            ("alice", received.handle)
+        );
+        // Whoever answers by the same handle is known as well: nobody is told anything.
+        bob.send(header(Kind::Media, Class::Audio, peer.handle, 1), b"back");
+        alice.receive().await.expect("it arrives");
+        assert_eq!(alice.take_news(), []);
+    });
+}
+
+#[test]
 fn a_cut_link_is_deflected_around_within_the_detection_time() {
     run_virtual(3, |wan| async move {
         let world = World::new(wan.clone(), DETOUR).await;

@@ -217,6 +217,8 @@ pub(crate) struct Shard {
     lookups: FxHashMap<UserKey, (Vec<Whereabouts>, Instant)>,
     /// Users and SDK instances of sessions elsewhere.
     identities: FxHashMap<Locator, (UserKey, u64)>,
+    /// The open question who is behind a session.
+    asked_who: FxHashMap<Locator, u64>,
     told_gone: BTreeMap<(Locator, Locator), Instant>,
     groups: Groups,
     /// Where the packet to a group that is being forwarded goes.
@@ -290,6 +292,7 @@ impl Shard {
             next_request: 0,
             lookups: FxHashMap::default(),
             identities: FxHashMap::default(),
+            asked_who: FxHashMap::default(),
             told_gone: BTreeMap::new(),
             groups: Groups::new(config.limits.groups, now, wall),
             split: Split::default(),

@@ -113,23 +113,47 @@ impl Shard {
             self.tell_peer(key, sender, &user);
             return;
         }
-        let full = self.requests.len() >= MAX_REQUESTS;
-        let open = self
-            .requests
-            .values_mut()
-            .find_map(|request| match &mut request.what {
-                What::WhoIs { locator, waiting } if *locator == sender => Some(waiting),
-                _ => None,
-            });
-        if let Some(waiting) = open {
+        let asked = self.asked_who.get(&sender);
+        let open = asked.and_then(|id| self.requests.get_mut(id));
+        if let Some(Request {
+            what: What::WhoIs { waiting, .. },
+            ..
+        }) = open
+        {
             waiting.push(key);
-        } else if !full {
+        } else if self.requests.len() < MAX_REQUESTS {
             let what = What::WhoIs {
                 locator: sender,
                 waiting: vec![key],
             };
-            self.ask(what, now);
+            let id = self.ask(what, now);
+            self.asked_who.insert(sender, id);
         }
+    }
+
+    /// Tells another edge who is behind one of our sessions, as something of it is on its way there for
+    /// the first time: so that this need not wait until the edge has asked.
+    pub(super) fn introduce_to(&mut self, edge: RelayIndex, sender: Locator, now: Instant) {
+        if edge == self.tables.me {
+            return;
+        }
+        let identity = self.identity_of(sender);
+        self.send_control(edge, 0, relay_message::Body::Identity(identity), now);
+    }
+
+    /// Who is behind a session of this relay, for other relays.
+    fn identity_of(&self, locator: Locator) -> Identity {
+        let mut identity = Identity {
+            locator: Some(locator.into()),
+            ..Default::default()
+        };
+        if let Some((user, instance)) = self.user_at(locator) {
+            identity.known = true;
+            identity.app = user.app;
+            identity.user = user.user;
+            identity.instance = instance;
+        }
+        identity
     }
 
     /// Tells the homes of a user of its new session, or how it is used now.
@@ -215,11 +239,12 @@ impl Shard {
         self.send_control(header.sender.relay, 0, message, now);
     }
 
-    fn ask(&mut self, what: What, now: Instant) {
+    fn ask(&mut self, what: What, now: Instant) -> u64 {
         self.next_request += 1;
         let id = self.next_request;
         self.requests.insert(id, Request { tries: 0, what });
         self.try_request(id, now);
+        id
     }
 
     /// Asks (again), or gives up.
@@ -286,6 +311,9 @@ impl Shard {
         let Some(request) = self.requests.remove(&id) else {
             return;
         };
+        if let What::WhoIs { locator, .. } = &request.what {
+            self.asked_who.remove(locator);
+        }
         if let What::Lookup {
             session, reply_to, ..
         } = request.what
@@ -402,20 +430,10 @@ impl Shard {
                 self.send_control(from, id, Body::Answer(answer), now);
             }
             Some(Body::WhoIs(who)) => {
-                let Some(locator) = who.locator else {
+                let Some(locator) = who.locator.and_then(|l| l.locator()) else {
                     return;
                 };
-                let found = locator.locator().and_then(|locator| self.user_at(locator));
-                let mut identity = Identity {
-                    locator: Some(locator),
-                    known: found.is_some(),
-                    ..Default::default()
-                };
-                if let Some((user, instance)) = found {
-                    identity.app = user.app;
-                    identity.user = user.user;
-                    identity.instance = instance;
-                }
+                let identity = self.identity_of(locator);
                 self.send_control(from, id, Body::Identity(identity), now);
             }
             Some(Body::Announced(_)) => {
@@ -427,7 +445,7 @@ impl Shard {
                 }
             }
             Some(Body::Answer(answer)) => self.on_answer(id, from, &answer, now),
-            Some(Body::Identity(identity)) => self.on_identity(id, from, identity),
+            Some(Body::Identity(identity)) => self.on_identity(from, identity),
             Some(Body::SessionGone(gone)) => {
                 let sender = gone.sender.and_then(|l| l.locator());
                 let destination = gone.destination.and_then(|l| l.locator());
@@ -501,19 +519,16 @@ impl Shard {
         }
     }
 
-    fn on_identity(&mut self, id: u64, from: RelayIndex, identity: Identity) {
-        let Some(Request {
-            what: What::WhoIs { locator, waiting },
-            ..
-        }) = self.requests.get(&id)
-        else {
+    /// An edge says who is behind a session of its own, asked or not.
+    fn on_identity(&mut self, from: RelayIndex, identity: Identity) {
+        let Some(locator) = identity.locator.and_then(|l| l.locator()) else {
             return;
         };
         if locator.relay != from {
             return;
         }
-        let (locator, waiting) = (*locator, waiting.clone());
-        self.requests.remove(&id);
+        let asked = self.asked_who.remove(&locator);
+        let asked = asked.and_then(|id| self.requests.remove(&id));
         if !identity.known {
             return;
         }
@@ -526,8 +541,14 @@ impl Shard {
             self.identities.clear();
         }
         self.identities.insert(locator, user.clone());
-        for key in waiting {
-            self.tell_peer(key, locator, &user);
+        if let Some(Request {
+            what: What::WhoIs { waiting, .. },
+            ..
+        }) = asked
+        {
+            for key in waiting {
+                self.tell_peer(key, locator, &user);
+            }
         }
     }
 

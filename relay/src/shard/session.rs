@@ -84,6 +84,9 @@ struct Handle {
     asked: Option<Instant>,
     /// Where to send to; `None` when that place is known to be empty.
     locator: Option<Locator>,
+    /// The edge there knows who this client is, or has been told: it was looked up by the one who has
+    /// sent to it, or has sent something.
+    introduced: bool,
 }
 
 impl Session {
@@ -136,6 +139,7 @@ impl Session {
             user: None,
             asked: None,
             locator: Some(locator),
+            introduced: false,
         };
         if let Some(&(since, handle)) = self.resting.front()
             && now.saturating_duration_since(since) >= HANDLE_REST
@@ -161,6 +165,13 @@ impl Session {
 
     fn handle(&self, handle: u32) -> Option<&Handle> {
         self.handles.get((handle as usize).checked_sub(1)?)
+    }
+
+    /// Whether the edge behind a handle has yet to be told who this client is. From now on it has been.
+    fn must_introduce(&mut self, handle: u32) -> bool {
+        let handle = (handle as usize).checked_sub(1);
+        let handle = handle.and_then(|index| self.handles.get_mut(index));
+        handle.is_some_and(|handle| !std::mem::replace(&mut handle.introduced, true))
     }
 }
 

@@ -65,6 +65,9 @@ impl Shard {
                     destination.relay,
                     |plan| session.rules_in(plan),
                 );
+                if session.must_introduce(access.handle) {
+                    self.introduce_to(destination.relay, sender, now);
+                }
                 let header = LinkHeader {
                     kind: access.kind,
                     class: access.class,
@@ -194,6 +197,10 @@ impl Shard {
             self.metrics.count_drop(DropReason::UnknownHandle);
             return;
         };
+        if new {
+            // Whoever sends here has looked this client up.
+            session.must_introduce(handle);
+        }
         if !sender.is_relay_itself() && (new || self.introduction_due(key, handle, now)) {
             self.introduce(key, sender, now);
         }
