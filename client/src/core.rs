@@ -7,6 +7,7 @@ mod incoming;
 mod lookup;
 mod outgoing;
 mod talk;
+mod trials;
 mod ways;
 
 use std::{
@@ -21,6 +22,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tradewind_host::Host;
 use tradewind_proto::{
+    Class,
     control::Welcome,
     lane::{MessageId, Outcome, ReceiveConfig, ReceiveLane, SendConfig, SendLane},
 };
@@ -95,6 +97,8 @@ pub(crate) struct Core {
     next_id: u32,
     next_flow: u32,
     pings: BTreeMap<u32, Ping>,
+    /// Ways that are tried, by the flow of the echoes.
+    trials: BTreeMap<u32, trials::Trial>,
     pub(crate) inbox: Inbox,
     pub(crate) stats: Stats,
     wakes: Wakes,
@@ -113,6 +117,10 @@ struct Peer {
     whereabouts: Whereabouts,
     /// Open flows to it.
     flows: usize,
+    /// Of what was sent to it last.
+    class: Class,
+    /// Relays whose edges we have left without the peer having been told, as there was no way to it.
+    unsaid: Vec<String>,
     waiting: Vec<Found>,
     /// When it was found last.
     found_at: Option<Instant>,
@@ -184,6 +192,8 @@ enum Timer {
     Lane(LaneKey),
     Groups,
     Lookup(Arc<str>),
+    /// The trial with this flow.
+    Trial(u32),
 }
 
 /// What a handle of a session stands for.
@@ -252,6 +262,7 @@ impl Core {
             next_id: 1,
             next_flow: 1,
             pings: BTreeMap::new(),
+            trials: BTreeMap::new(),
             inbox: Inbox::new(config.message_queue, config.media_queue),
             stats: Stats::default(),
             wakes: Wakes::default(),
@@ -320,6 +331,7 @@ impl Core {
             match timer {
                 Timer::Lookup(user) => self.lookup_timer(&user, now),
                 Timer::Groups => self.on_group_timer(now),
+                Timer::Trial(flow) => self.try_again(flow, now),
                 Timer::Lane(LaneKey::Send(device, lane)) => {
                     if let Some(entry) = self.send_entry(&device, lane) {
                         entry.timer = None;
@@ -457,6 +469,8 @@ impl Default for Peer {
             present: Vec::new(),
             whereabouts: Whereabouts::Unknown,
             flows: 0,
+            class: Class::Message,
+            unsaid: Vec::new(),
             waiting: Vec::new(),
             found_at: None,
             lookup_timer: None,
@@ -469,6 +483,11 @@ impl Peer {
     /// Whether something wants to go there.
     fn is_wanted(&self) -> bool {
         self.flows > 0 || !self.waiting.is_empty() || self.has_messages()
+    }
+
+    /// Whether it talks to us, and has yet to be told which edge we have left.
+    fn must_be_told(&self, now: Instant) -> bool {
+        !self.unsaid.is_empty() && self.talk.goes_on(now)
     }
 
     fn has_messages(&self) -> bool {

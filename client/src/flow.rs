@@ -59,7 +59,7 @@ impl Flow {
         }
         let way = self
             .shared
-            .with(|core, now| core.way_of(&self.user, self.direct, now));
+            .with(|core, now| core.way_of(&self.user, self.direct, self.class, now));
         let Some((live, way)) = way else {
             return Err(FlowError::NotConnected);
         };
@@ -96,7 +96,7 @@ impl Flow {
     #[must_use]
     pub fn max_payload(&self) -> usize {
         let live = self.shared.with(|core, now| {
-            let way = core.way_of(&self.user, self.direct, now);
+            let way = core.way_of(&self.user, self.direct, self.class, now);
             way.map(|(live, _)| live)
         });
         live.map_or(GUARANTEED_DATAGRAM, |live| limit_of(&live.connection))

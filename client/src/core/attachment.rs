@@ -21,6 +21,8 @@ use crate::{
     session::{Live, SessionWakes},
 };
 
+/// Edges that were left without a peer's knowledge, at most.
+const MAX_UNSAID: usize = 4;
 /// A session that carried something within this time is in use.
 const IN_USE: Duration = Duration::from_secs(5);
 
@@ -95,6 +97,9 @@ impl Core {
             keep_alive: None,
             answered: false,
         };
+        for peer in self.peers.values_mut() {
+            peer.unsaid.retain(|left| *left != attachment.welcome.relay);
+        }
         self.attachments.insert(number, attachment);
         if first {
             self.promote(number, now);
@@ -161,7 +166,7 @@ impl Core {
         let wanted: Vec<_> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.is_wanted())
+            .filter(|(_, peer)| peer.is_wanted() || peer.must_be_told(now))
             .map(|(user, _)| user.clone())
             .collect();
         for user in wanted {
@@ -230,7 +235,11 @@ impl Core {
                 self.look_up(&user, now);
             }
             if talking && matches!(ended, Ended::Lost(_)) {
-                self.say_left(&user, &left);
+                if let Some(peer) = self.peers.get_mut(&user) {
+                    peer.unsaid.push(left.clone());
+                    peer.unsaid.truncate(MAX_UNSAID);
+                }
+                self.say_unsaid(&user, now);
             }
         }
     }

@@ -282,6 +282,9 @@ impl Core {
 
     fn on_echo_reply(&mut self, packet: &Packet, now: Instant) {
         let flow = packet.header.flow;
+        if self.on_trial_answered(&packet.header, &packet.payload, now) {
+            return;
+        }
         let report = self.pings.get(&flow).and_then(|ping| {
             let (back, rest) = hops(packet.header.trace, &packet.payload)?;
             let (forward, nonce) = hops(packet.header.trace, rest)?;

@@ -290,12 +290,11 @@ impl Core {
     }
 
     /// A conversation lasts: asks the own nearest edges and those nearest to the peer what the ways
-    /// from there cost. Those of them that there is no session with are wanted.
+    /// from there cost. Those of them that there is no session with are wanted. The one that stands by is
+    /// always asked, so that a way is known when the first session is lost.
     pub(super) fn ask_for_ways(&mut self, user: &Arc<str>, now: Instant) {
-        if !self.chooses_edges() {
-            return;
-        }
-        let near_peer = self.peers.get(user).map_or_else(Vec::new, |peer| {
+        let peer = self.peers.get(user).filter(|_| self.chooses_edges());
+        let near_peer = peer.map_or_else(Vec::new, |peer| {
             let newest = peer.newest.and_then(|newest| peer.devices.get(&newest));
             newest.map_or_else(Vec::new, |device| {
                 device.ways.nearest_to_peer(PEERS_NEAREST)
@@ -307,7 +306,7 @@ impl Core {
             .map(|(&session, attachment)| (attachment.leg(), session))
             .collect();
         own.sort_unstable();
-        own.truncate(self.near_edges);
+        own.truncate(self.near_edges.max(2));
         let asked: Vec<u64> = self
             .attachments
             .iter()
@@ -450,8 +449,9 @@ impl Core {
                 }
                 self.on_peer(WayKey { session, handle }, user, instance, now);
             }
-            // A session that only stands by is taken where there is nothing else.
-            let usual = |way: &control::Way| !way.standby || self.chooses_edges();
+            // A session that only stands by, at either end, is taken where there is nothing else.
+            let (chooses, is_first) = (self.chooses_edges(), self.first == Some(session));
+            let usual = |way: &control::Way| chooses || (is_first && !way.standby);
             let ways: Vec<(u32, Way)> = device
                 .ways
                 .into_iter()
@@ -464,6 +464,7 @@ impl Core {
                         leg: micros(way.leg_us),
                         standby: way.standby,
                         distrusted_until: None,
+                        proven_at: None,
                     };
                     (way.handle, known)
                 })
@@ -482,11 +483,12 @@ impl Core {
             return;
         };
         let leg = |session: u64| Some(attachments.get(&session)?.leg());
-        let mut moved = Vec::new();
+        let (mut moved, mut to_try) = (Vec::new(), Vec::new());
         for (&instance, device) in &mut peer.devices {
-            let choice = device.ways.choose(leg, first, now);
-            if choice != Choice::Same {
-                moved.push((instance, choice));
+            match device.ways.choose(leg, first, now) {
+                Choice::Same => {}
+                Choice::Try(way) => to_try.push((instance, way)),
+                choice => moved.push((instance, choice)),
             }
         }
         if let Some(way) = peer.way() {
@@ -494,11 +496,15 @@ impl Core {
                 let _ = found.send(Ok(way));
             }
         }
+        let key = |instance| DeviceKey {
+            user: user.clone(),
+            instance,
+        };
+        for (instance, way) in to_try {
+            self.try_way(&key(instance), way, now);
+        }
         for (instance, choice) in moved {
-            let key = DeviceKey {
-                user: user.clone(),
-                instance,
-            };
+            let key = key(instance);
             let Some(device) = self.device(&key) else {
                 continue;
             };
@@ -514,6 +520,7 @@ impl Core {
                 }
             }
         }
+        self.say_unsaid(user, now);
         self.ask_if_lost(user, now);
     }
 

@@ -73,6 +73,7 @@ impl Core {
         }
         // While a lookup is open or waits to be made again, this message waits with the others.
         let unknown = peer.whereabouts == Whereabouts::Unknown;
+        peer.class = options.class;
         let message = Enqueue {
             payload,
             class: options.class,
@@ -290,9 +291,13 @@ impl Core {
         &mut self,
         user: &Arc<str>,
         direct: Option<WayKey>,
+        class: Class,
         now: Instant,
     ) -> Option<(Arc<Live>, WayKey)> {
         self.note_talk(user, now);
+        if let Some(peer) = self.peers.get_mut(user) {
+            peer.class = class;
+        }
         let chosen = match direct {
             None => self.peers.get(user)?.way(),
             Some(direct) => {
@@ -323,19 +328,29 @@ impl Core {
         None
     }
 
-    /// Tells a peer, by the ways that are chosen now, that the edge of that name has been left.
-    pub(super) fn say_left(&mut self, user: &Arc<str>, relay: &str) {
-        let ways = self.peers.get(user).map_or_else(Vec::new, |peer| {
-            let devices = peer.devices.values();
-            devices.filter_map(|device| device.ways.chosen()).collect()
-        });
-        let left = LaneFrame::Left(Left {
-            instance: self.instance,
-            relay: relay.to_owned(),
-        });
-        for way in ways {
-            let key = LaneKey::Notice(way.handle, left.encode());
-            self.queue_turn(way.session, 0, key, true);
+    /// Tells a peer, by the ways that are chosen now, which edges have been left: at once, or as soon as
+    /// there is a way.
+    pub(super) fn say_unsaid(&mut self, user: &Arc<str>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(user) else {
+            return;
+        };
+        if !peer.must_be_told(now) {
+            // It will ask the directory before it says anything.
+            peer.unsaid.clear();
+            return;
+        }
+        let devices = peer.devices.values();
+        let ways: Vec<WayKey> = devices.filter_map(|device| device.ways.chosen()).collect();
+        if ways.is_empty() {
+            return;
+        }
+        for relay in std::mem::take(&mut peer.unsaid) {
+            let instance = self.instance;
+            let left = LaneFrame::Left(Left { instance, relay }).encode();
+            for way in &ways {
+                let key = LaneKey::Notice(way.handle, left.clone());
+                self.queue_turn(way.session, 0, key, true);
+            }
         }
     }
 

@@ -17,6 +17,8 @@ const REST: Duration = Duration::from_secs(3);
 /// A way over which nothing was heard is not taken for so long, unless it is the only one and the
 /// directory says again that it is there.
 pub(super) const DISTRUST: Duration = Duration::from_secs(5);
+/// A way that has shown that it works may be moved to by choice for so long.
+const PROVEN: Duration = Duration::from_secs(3);
 
 /// Names a way: the own session that it begins with, and the handle there of the peer's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +40,8 @@ pub(super) struct Way {
     pub(super) standby: bool,
     /// Nothing was heard over it.
     pub(super) distrusted_until: Option<Instant>,
+    /// An echo has come back over it.
+    pub(super) proven_at: Option<Instant>,
 }
 
 /// All ways to one device.
@@ -53,6 +57,8 @@ pub(super) struct Ways {
 pub(super) enum Choice {
     /// As before.
     Same,
+    /// As before; but this one should be better, if it works.
+    Try(WayKey),
     /// A better one than before.
     Better,
     /// Another one than before, which does not hold any more (or there is none now, or the first one).
@@ -70,7 +76,10 @@ impl Ways {
         let before = self.take_session(session);
         for (handle, mut way) in ways {
             let key = WayKey { session, handle };
-            way.distrusted_until = before.get(&key).and_then(|way| way.distrusted_until);
+            if let Some(before) = before.get(&key) {
+                way.distrusted_until = before.distrusted_until;
+                way.proven_at = before.proven_at;
+            }
             self.known.insert(key, way);
         }
         // They are there, says the directory, and nothing else is.
@@ -93,7 +102,21 @@ impl Ways {
             leg: None,
             standby: false,
             distrusted_until: None,
+            proven_at: None,
         });
+    }
+
+    /// An echo has come back over a way.
+    pub(super) fn proved(&mut self, key: WayKey, now: Instant) {
+        if let Some(way) = self.known.get_mut(&key) {
+            way.distrusted_until = None;
+            way.proven_at = Some(now);
+        }
+    }
+
+    /// What a way costs from the own edge on, where that is known.
+    pub(super) fn cost_of(&self, key: WayKey) -> Option<Duration> {
+        self.known.get(&key)?.cost
     }
 
     /// A session of ours is over.
@@ -187,23 +210,30 @@ impl Ways {
             let way = self.known.get(&key).filter(|way| trusted(way))?;
             Some((key, sum(&key, way)))
         });
+        let better = |key: WayKey| {
+            let proven_at = self.known.get(&key).and_then(|way| way.proven_at);
+            match proven_at.is_some_and(|at| now < at + PROVEN) {
+                true => Choice::Better,
+                false => Choice::Try(key),
+            }
+        };
         let choice = match (present, best) {
             (Some((present, _)), Some((best, _))) if present == best => Choice::Same,
-            (Some((_, Some(old))), Some((_, Some(new)))) => {
+            (Some((_, Some(old))), Some((key, Some(new)))) => {
                 let margin = old.mul_f64(MARGIN).max(LEAST_MARGIN);
                 let rested = self.chosen_at.is_none_or(|at| now >= at + REST);
                 match rested && new + margin < old {
-                    true => Choice::Better,
+                    true => better(key),
                     false => Choice::Same,
                 }
             }
             // Now it is known how long it is.
-            (Some((_, None)), Some((_, Some(_)))) => Choice::Better,
+            (Some((_, None)), Some((key, Some(_)))) => better(key),
             (Some(_), _) => Choice::Same,
             (None, None) if self.chosen.is_none() => Choice::Same,
             (None, _) => Choice::Other,
         };
-        if choice != Choice::Same {
+        if matches!(choice, Choice::Better | Choice::Other) {
             self.chosen = best.map(|(key, _)| key);
             self.chosen_at = Some(now);
         }
@@ -234,6 +264,7 @@ mod tests {
             leg: Some(ms(leg)),
             standby: false,
             distrusted_until: None,
+            proven_at: None,
         }
     }
 
@@ -259,6 +290,10 @@ mod tests {
         assert_eq!(ways.chosen(), Some(key(FIRST, 2)));
         ways.learn(FURTHER, [(7, way("a", 50, 10))]);
         let later = now + REST;
+        let further = key(FURTHER, 7);
+        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Try(further));
+        assert_eq!(ways.chosen(), Some(key(FIRST, 2)), "not before it is tried");
+        ways.proved(further, later);
         assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Better);
         assert_eq!(ways.chosen(), Some(key(FURTHER, 7)), "70 ms beat 95");
         assert_eq!(ways.nearest_to_peer(1), ["a".into()]);
@@ -274,7 +309,15 @@ mod tests {
         assert_eq!(ways.choose(leg, Some(FIRST), now + REST), Choice::Same);
         ways.learn(FIRST, [(1, way("a", 100, 10)), (2, way("b", 60, 10))]);
         assert_eq!(ways.choose(leg, Some(FIRST), now + ms(10)), Choice::Same);
-        assert_eq!(ways.choose(leg, Some(FIRST), now + REST), Choice::Better);
+        let rested = now + REST;
+        let other = key(FIRST, 2);
+        assert_eq!(ways.choose(leg, Some(FIRST), rested), Choice::Try(other));
+        ways.proved(other, rested);
+        let late = rested + PROVEN;
+        assert_eq!(ways.choose(leg, Some(FIRST), late), Choice::Try(other));
+        // What has just been said of it by the directory does not change that it works.
+        ways.learn(FIRST, [(1, way("a", 100, 10)), (2, way("b", 60, 10))]);
+        assert_eq!(ways.choose(leg, Some(FIRST), rested), Choice::Better);
     }
 
     #[test]

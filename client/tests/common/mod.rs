@@ -19,8 +19,9 @@ use tradewind_host::Host;
 use tradewind_proto::{
     ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME, RelayIndex,
     control::{
-        Alive, ClientMessage, Draining, Edge, EdgeDown, EdgeMessage, Gone, LookupResult, Peer,
-        Rejected, Welcome, client_message, edge_message, lookup_result, rejected,
+        Alive, ClientMessage, Device, Draining, Edge, EdgeDown, EdgeMessage, Gone, Hello,
+        LookupResult, Peer, Rejected, Way, Welcome, client_message, edge_message, lookup_result,
+        rejected,
     },
     encode_frame, frame_message,
     lane::LaneFrame,
@@ -86,6 +87,9 @@ pub struct Knobs {
     pub group_loss: u64,
     /// Nobody holds any more what was sent to groups.
     pub forgotten: bool,
+    /// What the way between two edges costs, in milliseconds. With it lookups tell all sessions of a
+    /// user as ways to one device.
+    pub costs: Option<BTreeMap<(usize, usize), u32>>,
 }
 
 /// What the network has seen.
@@ -107,6 +111,8 @@ pub struct Seen {
 
 struct Session {
     user: String,
+    instance: u64,
+    further: bool,
     edge: usize,
     connection: quinn::Connection,
     control: mpsc::UnboundedSender<Bytes>,
@@ -304,7 +310,12 @@ impl Net {
                     continue;
                 };
                 match (body, me) {
-                    (client_message::Body::Role(_), Some(_)) => {}
+                    (client_message::Body::Role(role), Some(me)) => {
+                        let mut state = self.state.lock().unwrap();
+                        if let Some(session) = state.sessions.get_mut(&me) {
+                            session.further = role.standby;
+                        }
+                    }
                     (client_message::Body::KeepAlive(wait), Some(me)) => {
                         let (net, later) = (self.clone(), host.clone());
                         host.spawn(async move {
@@ -316,7 +327,7 @@ impl Net {
                         });
                     }
                     (client_message::Body::Hello(hello), None) => {
-                        me = self.hello(&host, edge, &connection, &control, id, &hello.token);
+                        me = self.hello(&host, edge, &connection, &control, id, &hello);
                     }
                     (client_message::Body::LookupUser(lookup), Some(me)) => {
                         self.lookup(me, id, &lookup.user);
@@ -350,8 +361,9 @@ impl Net {
         connection: &quinn::Connection,
         control: &mpsc::UnboundedSender<Bytes>,
         id: u32,
-        user: &str,
+        hello: &Hello,
     ) -> Option<u32> {
+        let user = hello.token.as_str();
         let mut state = self.state.lock().unwrap();
         if user == "bad" {
             let code = CloseCode::Unauthorized as u32;
@@ -377,6 +389,8 @@ impl Net {
         });
         let session = Session {
             user: user.to_owned(),
+            instance: hello.instance,
+            further: hello.role.as_ref().is_some_and(|role| role.standby),
             edge,
             connection: connection.clone(),
             control: control.clone(),
@@ -435,10 +449,14 @@ impl Net {
         } else {
             (lookup_result::Status::Offline, 0)
         };
+        let devices = match status {
+            lookup_result::Status::Found => state.devices(me, user),
+            _ => Vec::new(),
+        };
         let result = LookupResult {
             status: status as i32,
             handle,
-            ..Default::default()
+            devices,
         };
         state.sessions[&me].tell(id, edge_message::Body::LookupResult(result));
     }
@@ -481,6 +499,10 @@ impl Net {
             return;
         }
         let user = sender.user.clone();
+        let instance = match state.knobs.costs {
+            Some(_) => sender.instance,
+            None => 0,
+        };
         let (relay, peer_delay) = (sender.edge as u16, state.knobs.peer_delay);
         if !state.sessions.contains_key(&target) {
             let gone = Gone {
@@ -496,7 +518,7 @@ impl Net {
             let body = Some(edge_message::Body::Peer(Peer {
                 handle,
                 user,
-                ..Default::default()
+                instance,
             }));
             let news = frame_message(&EdgeMessage { reply_to: 0, body });
             host.spawn(async move {
@@ -533,6 +555,36 @@ impl Net {
 }
 
 impl State {
+    /// The sessions of a user as ways of a session to its one device, if costs are known.
+    fn devices(&mut self, me: u32, user: &str) -> Vec<Device> {
+        let Some(costs) = self.knobs.costs.clone() else {
+            return Vec::new();
+        };
+        let own = self.sessions[&me].edge;
+        let theirs: Vec<u32> = (self.sessions.iter())
+            .filter(|(_, session)| session.user == user)
+            .map(|(&number, _)| number)
+            .collect();
+        let mut instance = 0;
+        let mut ways = Vec::new();
+        for number in theirs {
+            let session = &self.sessions[&number];
+            instance = session.instance;
+            let (edge, standby) = (session.edge, session.further);
+            let leg_us = session.connection.rtt().as_micros() as u32 / 2;
+            let cost_us = costs[&(own, edge)] * 1_000 + leg_us;
+            let handle = self.sessions.get_mut(&me).unwrap().handle_of(number).0;
+            ways.push(Way {
+                handle,
+                relay: format!("edge-{edge}"),
+                cost_us,
+                leg_us,
+                standby,
+            });
+        }
+        vec![Device { instance, ways }]
+    }
+
     /// So many percent of the time.
     fn happens(&mut self, percent: u64) -> bool {
         self.dice = self
