@@ -54,6 +54,10 @@ pub struct ClientConfig {
     /// Media packets that wait for [`Client::recv`](crate::Client::recv); beyond it the oldest is
     /// dropped and counted. 1,024.
     pub media_queue: usize,
+    /// How long audio and video may wait for packets of their flow that they have overtaken as it came
+    /// to another, shorter way: at most 60 ms. At all other times nothing waits. Zero (not at all), as most
+    /// players have a buffer of their own, which knows until when a packet is of use.
+    pub reorder: Duration,
     /// Largest message that is accepted, in bytes. 16 MiB.
     pub max_message: u64,
 }
@@ -81,6 +85,7 @@ impl ClientConfig {
             lane_queue_bytes: 32 << 20,
             message_queue: 1024,
             media_queue: 1024,
+            reorder: Duration::ZERO,
             max_message: tradewind_proto::token::DEFAULT_MAX_MESSAGE,
         }
     }

@@ -37,8 +37,9 @@ pub(crate) use ways::WayKey;
 use ways::Ways;
 
 use crate::{
-    ClientConfig, EdgeAddr, LookupError, Message, PingError, PingReport, State, Stats,
+    ClientConfig, EdgeAddr, LookupError, Media, Message, PingError, PingReport, State, Stats,
     inbox::Inbox,
+    reorder::Reorder,
     session::{SessionWakes, Wakes},
 };
 
@@ -99,6 +100,8 @@ pub(crate) struct Core {
     pings: BTreeMap<u32, Ping>,
     /// Ways that are tried, by the flow of the echoes.
     trials: BTreeMap<u32, trials::Trial>,
+    reorder: Reorder<FlowKey, (Media, Instant)>,
+    reorder_timer: Option<Instant>,
     pub(crate) inbox: Inbox,
     pub(crate) stats: Stats,
     wakes: Wakes,
@@ -194,6 +197,16 @@ enum Timer {
     Lookup(Arc<str>),
     /// The trial with this flow.
     Trial(u32),
+    /// Media that has overtaken other has waited for long enough.
+    Reorder,
+}
+
+/// A flow of media towards us.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct FlowKey {
+    user: Arc<str>,
+    instance: u64,
+    flow: u32,
 }
 
 /// What a handle of a session stands for.
@@ -263,6 +276,8 @@ impl Core {
             next_flow: 1,
             pings: BTreeMap::new(),
             trials: BTreeMap::new(),
+            reorder: Reorder::new(config.reorder),
+            reorder_timer: None,
             inbox: Inbox::new(config.message_queue, config.media_queue),
             stats: Stats::default(),
             wakes: Wakes::default(),
@@ -332,6 +347,7 @@ impl Core {
                 Timer::Lookup(user) => self.lookup_timer(&user, now),
                 Timer::Groups => self.on_group_timer(now),
                 Timer::Trial(flow) => self.try_again(flow, now),
+                Timer::Reorder => self.on_reorder_timer(now),
                 Timer::Lane(LaneKey::Send(device, lane)) => {
                     if let Some(entry) = self.send_entry(&device, lane) {
                         entry.timer = None;

@@ -13,6 +13,9 @@ use tradewind_proto::{
 
 use crate::{FlowError, core::WayKey, shared::Shared};
 
+/// So many packets say that they take another way than those before, as some may get lost.
+const MARKED: u8 = 3;
+
 /// Ongoing packets to one destination in one class: unreliable, each on its own. It follows the
 /// peer when either end moves to another edge.
 pub struct Flow {
@@ -24,8 +27,8 @@ pub struct Flow {
     id: u32,
     sequence: AtomicU32,
     sent: AtomicU64,
-    /// The way that the last packet took.
-    way: Mutex<Option<WayKey>>,
+    /// The way that the last packet took, and how many more are to say that it is a new one.
+    way: Mutex<(Option<WayKey>, u8)>,
 }
 
 impl Flow {
@@ -45,7 +48,7 @@ impl Flow {
             id,
             sequence: AtomicU32::new(0),
             sent: AtomicU64::new(0),
-            way: Mutex::new(None),
+            way: Mutex::new((None, 0)),
         }
     }
 
@@ -71,7 +74,7 @@ impl Flow {
             kind: Kind::Media,
             class: self.class,
             trace: false,
-            path_change: self.has_changed_to(way),
+            path_change: self.is_new_way(way),
             group: false,
             layer: 0,
             handle: way.handle,
@@ -85,10 +88,15 @@ impl Flow {
         Ok(())
     }
 
-    /// Whether this way is another one than the last packet's.
-    fn has_changed_to(&self, way: WayKey) -> bool {
+    /// Whether packets took another way than this one until just now.
+    fn is_new_way(&self, way: WayKey) -> bool {
         let mut last = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        last.replace(way).is_some_and(|last| last != way)
+        if last.0.replace(way).is_some_and(|last| last != way) {
+            last.1 = MARKED;
+        }
+        let marked = last.1 > 0;
+        last.1 = last.1.saturating_sub(1);
+        marked
     }
 
     /// Longest payload the path carries now, in bytes. Every path carries

@@ -123,6 +123,7 @@ mod groups;
 mod inbox;
 mod keep_alive;
 mod keeper;
+mod reorder;
 mod session;
 mod shared;
 

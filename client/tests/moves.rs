@@ -24,6 +24,7 @@ struct World {
     net: Net,
     places: Vec<PlaceId>,
     edges: Vec<Arc<WanHost>>,
+    reorder: Duration,
 }
 
 impl World {
@@ -37,6 +38,7 @@ impl World {
             net,
             places,
             edges,
+            reorder: Duration::ZERO,
         };
         world.costs(&[], cost);
         world
@@ -56,6 +58,7 @@ impl World {
         host.set_access_delay(ms(1));
         let mut config = self.net.config(name);
         config.near_edges = near_edges;
+        config.reorder = self.reorder;
         Client::connect(config, host).await.unwrap()
     }
 
@@ -138,6 +141,34 @@ fn a_flow_moves_to_a_shorter_way_without_a_gap() {
         assert!(silence < ms(30), "{silence:?}");
         assert_eq!(heard.count() as u64, flow.sent());
     });
+}
+
+#[test]
+fn who_asks_for_it_gets_packets_in_order_though_they_come_to_a_shorter_way() {
+    for reorder in [Duration::ZERO, ms(40)] {
+        run_virtual(5, move |wan| async move {
+            let world = World {
+                reorder,
+                ..World::new(&wan, 50)
+            };
+            let ann = world.client(0, "ann", 3).await;
+            let ben = world.client(2, "ben", 3).await;
+            let heard = world.listen(&ben);
+            let flow = ann.open_flow("ben", Class::Audio).await.unwrap();
+            // The way by the farther edge, and back to the shorter one: what goes there overtakes.
+            world.costs(&[(1, 10)], 50);
+            world.talk(&[&flow], secs(12)).await;
+            let (moved, since) = (heard.marks(), wan.network_time());
+            assert!(moved > 0 && heard.is_in_order());
+            world.costs(&[], 50);
+            world.talk(&[&flow], secs(12)).await;
+            wan.sleep(ms(100)).await;
+            assert!(heard.marks() > moved, "it has moved back");
+            assert_eq!(heard.is_in_order(), !reorder.is_zero());
+            assert!(heard.silence(since) < ms(30));
+            assert_eq!(heard.count() as u64, flow.sent());
+        });
+    }
 }
 
 #[test]

@@ -7,15 +7,16 @@ use std::{
 
 use bytes::Bytes;
 use tradewind_proto::{
+    Class,
     lane::{Data, LaneFrame, ReceiveLane},
     packet::{AccessHeader, Kind, Trace},
 };
 
 use super::{
-    Core, DeviceKey, LaneKey, MAX_HELD, MAX_HELD_PER_HANDLE, MAX_LANES_PER_SENDER, Packet, Pinged,
-    ReceiveEntry, ReceiveKey, Timer, WayKey,
+    Core, DeviceKey, FlowKey, LaneKey, MAX_HELD, MAX_HELD_PER_HANDLE, MAX_LANES_PER_SENDER, Packet,
+    Pinged, ReceiveEntry, ReceiveKey, Timer, WayKey,
 };
-use crate::{Hop, Media, PingError, PingReport, shared::Shared};
+use crate::{Hop, Media, PingError, PingReport, Stats, inbox::Inbox, shared::Shared};
 
 /// A ping that waits for its answer.
 pub(crate) struct Ping {
@@ -229,7 +230,7 @@ impl Core {
         let Some(packet) = self.hold_if_unknown(packet) else {
             return;
         };
-        let Some((from, _)) = self.user_of(packet.way()) else {
+        let Some((from, instance)) = self.user_of(packet.way()) else {
             return;
         };
         self.note_talk(&from, now);
@@ -244,7 +245,12 @@ impl Core {
             payload
         };
         self.stats.media_received += 1;
-        let dropped = self.inbox.push_media(Media {
+        let key = FlowKey {
+            user: from.clone(),
+            instance,
+            flow: header.flow,
+        };
+        let media = Media {
             from,
             group: None,
             layer: 0,
@@ -256,9 +262,34 @@ impl Core {
             class: header.class,
             path_change: header.path_change,
             payload,
-        });
-        self.stats.media_dropped += u64::from(dropped);
+        };
+        let order = (header.sequence, header.path_change);
+        let (inbox, stats) = (&mut self.inbox, &mut self.stats);
+        let mut give = |packet| give_media(inbox, stats, packet, now);
+        match header.class {
+            Class::Audio | Class::Video => {
+                self.reorder.take(&key, order, (media, now), now, &mut give);
+            }
+            Class::Message | Class::Bulk => give((media, now)),
+        }
         self.wakes.events = true;
+        self.set_reorder_timer();
+    }
+
+    /// Media that has overtaken other has waited for long enough.
+    pub(super) fn on_reorder_timer(&mut self, now: Instant) {
+        self.reorder_timer = None;
+        let (inbox, stats) = (&mut self.inbox, &mut self.stats);
+        let mut give = |packet| give_media(inbox, stats, packet, now);
+        self.reorder.on_timeout(now, &mut give);
+        self.wakes.events = true;
+        self.set_reorder_timer();
+    }
+
+    fn set_reorder_timer(&mut self) {
+        let next = self.reorder.next_timeout();
+        let before = std::mem::replace(&mut self.reorder_timer, next);
+        self.set_timer(Timer::Reorder, before, next);
     }
 
     /// Answers at once, with what the request went through.
@@ -360,6 +391,13 @@ impl Core {
         }
         true
     }
+}
+
+/// Gives the application a media packet that came at a certain time.
+fn give_media(inbox: &mut Inbox, stats: &mut Stats, packet: (Media, Instant), now: Instant) {
+    let (mut media, came) = packet;
+    media.age += now.saturating_duration_since(came);
+    stats.media_dropped += u64::from(inbox.push_media(media));
 }
 
 /// The hops of a trace, if there is one, and what follows it.
