@@ -21,7 +21,7 @@ use super::{
     options::{Mode, Scenario},
     places,
     report::best_one_way,
-    seeds,
+    seeds, users,
     world::Watched,
 };
 
@@ -259,7 +259,8 @@ impl<'a> Builder<'a> {
     pub(super) async fn clients(&self) -> anyhow::Result<Vec<Client>> {
         let mut connecting = JoinSet::new();
         for (index, place) in self.scenario.places.iter().enumerate() {
-            let config = self.client_config(&place.user, index)?;
+            let mut config = self.client_config(&place.user, index)?;
+            self.vary(&mut config, index);
             let host = self.client_hosts[index].clone();
             let relay = place.relay.clone();
             connecting.spawn(async move {
@@ -297,15 +298,20 @@ impl<'a> Builder<'a> {
         );
         config.idle_timeout = IDLE_TIMEOUT;
         config.keep_alive = KEEP_ALIVE.into();
-        // The lab's clients stand beside their relays: there is no nearer door. One stands by.
-        config.near_edges = 1;
-        config.max_sessions = 2;
-        if self.scenario.mode == Mode::Chaos {
-            // What is checked there is told of single sessions.
+        if self.scenario.mode != Mode::Chaos {
+            // The lab's clients stand beside their relays: there is no nearer door. One stands by.
+            config.near_edges = 1;
+            config.max_sessions = 2;
+        }
+        Ok(config)
+    }
+
+    /// Under chaos some have one session only; the others are as an SDK is by default.
+    pub(super) fn vary(&self, config: &mut ClientConfig, user: usize) {
+        if self.scenario.mode == Mode::Chaos && !users::has_several_sessions(user) {
             config.standby = false;
             config.max_sessions = 1;
         }
-        Ok(config)
     }
 
     /// The host of a user besides the clients at the relays.

@@ -47,7 +47,8 @@ impl Crowd {
         let own = builder.places.len();
         let mut connecting = JoinSet::new();
         for (me, user) in scenario.users.iter().enumerate().skip(own) {
-            let config = builder.client_config(&user.name, user.place)?;
+            let mut config = builder.client_config(&user.name, user.place)?;
+            builder.vary(&mut config, me);
             let host = builder.user_hosts[me - own].clone();
             let name = user.name.clone();
             builder.wan.sleep(CONNECT_INTERVAL).await;

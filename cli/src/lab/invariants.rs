@@ -23,6 +23,7 @@ use super::{
     record::Pair,
     steady::Log,
     traffic::STEADY,
+    users,
     world::Watched,
 };
 
@@ -233,7 +234,24 @@ fn too_silent(
         let moved = ways
             .iter()
             .any(|way| !way.is_empty() && ends_at(way) != ends_at(&path));
-        let other_edge = if moved { OTHER_EDGE } else { Duration::ZERO };
+        // A client may be far from its edge.
+        let links: Vec<(usize, usize)> = ways
+            .iter()
+            .map(|way| [&[places.0], &way[..], &[places.1]].concat())
+            .flat_map(|way| {
+                way.windows(2)
+                    .map(|link| (link[0], link[1]))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        // Of several edges it was one that the sender does not reach any more: no relay has seen it.
+        let unseen = users::has_several_sessions(places.0)
+            && lost.clone().any(|number| way_of(number).is_none());
+        let other_edge = if moved || unseen {
+            OTHER_EDGE
+        } else {
+            Duration::ZERO
+        };
         let delay = next
             .and_then(|next| log.sent.get(next as usize))
             .map_or(Duration::ZERO, |sent| {
@@ -245,9 +263,7 @@ fn too_silent(
             let changed = facts.ground.last_change(to);
             let from = changed.max(begins);
             let healthy = facts.ground.throughout(from, to, |now| {
-                ways.iter()
-                    .flat_map(|way| way.windows(2))
-                    .all(|link| !now.is_degraded(link[0], link[1]))
+                links.iter().all(|&(a, b)| !now.is_degraded(a, b))
             });
             let by_chance = if healthy { Duration::ZERO } else { BY_CHANCE };
             let bound =
@@ -574,6 +590,17 @@ mod tests {
         assert!(too_silent(&facts, &log, (0, 1), &bad).is_none());
         let longer = silent_until(MS(5_200));
         assert!(too_silent(&facts, &longer, (0, 1), &bad).is_some());
+    }
+
+    #[test]
+    fn who_has_several_sessions_may_have_sent_to_an_edge_that_it_does_not_reach() {
+        let world = world(&[]);
+        let facts = facts(&world, &[], &[]);
+        let seen = |number| Some(vec![0, 1]).filter(|_| !(15..21).contains(&number));
+        let back = |ms| silent_until(MS(ms));
+        assert!(too_silent(&facts, &back(4_200), (0, 1), &seen).is_none());
+        assert!(too_silent(&facts, &back(4_200), (1, 0), &seen).is_some());
+        assert!(too_silent(&facts, &back(5_200), (0, 1), &seen).is_some());
     }
 
     fn plan(at: Duration, number: u32, next: &str) -> PlanInForce {

@@ -74,6 +74,11 @@ pub(super) fn users(places: &[Place], count: usize, seed: u64) -> Vec<User> {
     own.chain(others).collect()
 }
 
+/// Whether a user has several sessions, as an SDK has by default, or one.
+pub(super) const fn has_several_sessions(user: usize) -> bool {
+    user.is_multiple_of(2)
+}
+
 /// How far a user is from its place's exit, at home or on a mobile network.
 pub(super) fn access(mobile: bool, rng: &mut Rng) -> Duration {
     let range = if mobile { MOBILE_US } else { HOME_US };
