@@ -37,7 +37,7 @@ const REFRESH_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 /// How soon a token is replaced again at the earliest.
 const REFRESH_AGAIN: Duration = Duration::from_secs(5);
 /// How often the sessions that matter are looked at.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(50);
 /// A session that matters is asked for a sign of life when nothing was heard for so long, …
 const ASK_AFTER: Duration = Duration::from_millis(250);
 /// … and is dead when none has come so long after that, or two round trips and a little.

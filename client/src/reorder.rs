@@ -215,7 +215,7 @@ mod tests {
                 && let Some((_, number, marked)) = packets.next()
             {
                 reorder.take(&"flow", (number, marked), number, now, &mut |n| {
-                    out.push((at, n))
+                    out.push((at, n));
                 });
             } else {
                 reorder.on_timeout(now, &mut |n| out.push((at, n)));
@@ -305,7 +305,7 @@ mod tests {
         count = 0;
         for number in 0..MAX_WAITING as u32 {
             reorder.take(&last, (2 + number, number == 0), (), now, &mut |()| {
-                count += 1
+                count += 1;
             });
         }
         assert_eq!((count, reorder.next_timeout()), (MAX_WAITING, None));

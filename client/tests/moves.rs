@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use common::{Net, ms, secs};
-use tradewind_client::{Class, Client, Event, Flow, Media};
+use tradewind_client::{Class, Client, ClientConfig, Event, Flow, Media};
 use tradewind_host::Host;
 use tradewind_wan::{HostClock, PlaceId, Wan, WanHost, run_virtual};
 
@@ -54,10 +54,20 @@ impl World {
     }
 
     async fn client(&self, place: usize, name: &str, near_edges: usize) -> Client {
+        let several = |config: &mut ClientConfig| config.near_edges = near_edges;
+        self.client_with(place, name, several).await
+    }
+
+    async fn client_with(
+        &self,
+        place: usize,
+        name: &str,
+        change: impl FnOnce(&mut ClientConfig),
+    ) -> Client {
         let host = self.wan.add_host(self.places[place], HostClock::EXACT);
         host.set_access_delay(ms(1));
         let mut config = self.net.config(name);
-        config.near_edges = near_edges;
+        change(&mut config);
         config.reorder = self.reorder;
         Client::connect(config, host).await.unwrap()
     }
@@ -214,4 +224,24 @@ fn when_an_edge_dies_both_directions_go_on_over_what_stands_by() {
             assert_ne!(ann.stats().relay.unwrap(), first);
         });
     }
+}
+
+#[test]
+fn who_has_no_other_session_tells_its_peers_with_the_next_one() {
+    run_virtual(6, |wan| async move {
+        let world = World::new(&wan, 50);
+        let single = |config: &mut ClientConfig| config.max_sessions = 1;
+        let ann = world.client_with(0, "ann", single).await;
+        let ben = world.client(2, "ben", 3).await;
+        let heard = world.listen(&ann);
+        // Ann says nothing: she looks nobody up for any other reason.
+        let flow = ben.open_flow("ann", Class::Audio).await.unwrap();
+        world.talk(&[&flow], secs(7)).await;
+        let since = wan.network_time();
+        world.edges[0].kill();
+        world.talk(&[&flow], secs(8)).await;
+        assert_eq!(world.net.seen().left, [("ann".into(), "edge-0".into())]);
+        let silence = heard.silence(since);
+        assert!(silence < secs(3), "{silence:?}");
+    });
 }
