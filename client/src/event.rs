@@ -72,11 +72,13 @@ pub struct Media {
     pub flow: u32,
     /// Number within the flow; wraps.
     pub sequence: u32,
-    /// Estimated time in the network, without synchronised clocks.
+    /// Estimated time in the network, without synchronised clocks; and how long it waited for others
+    /// ([`ClientConfig::reorder`](crate::ClientConfig::reorder)).
     pub age: Duration,
     /// Its class.
     pub class: Class,
-    /// The flow's route has just changed on purpose: packets may come out of order.
+    /// The flow has just come to another way: packets may come out of order. The first three packets by
+    /// it say so.
     pub path_change: bool,
     /// Its bytes.
     pub payload: Bytes,

@@ -61,6 +61,10 @@
 //! # }
 //! ```
 //!
+//! A flow may come to another way while it goes on, when there is a shorter one or an edge has died. The
+//! first packets by a new way say so ([`Media::path_change`]), and some may overtake those before; with
+//! [`ClientConfig::reorder`] they are received in order all the same.
+//!
 //! # Groups
 //! A group is a name; who sends to it need not be a member, and its members may be anywhere: each
 //! border is crossed once. The token says which groups a user may send to and receive from.
