@@ -114,31 +114,6 @@ fn who_sends_for_the_first_time_is_known_without_a_question() {
 }
 
 #[test]
-fn a_sender_is_known_though_its_introduction_got_lost_with_a_link() {
-    run_virtual(21, |wan| async move {
-        let world = World::new(wan.clone(), DETOUR).await;
-        world.plan(1, VIA_R1, BACKUPS).await;
-        let mut alice = world.client(0, "alice").await;
-        let mut bob = world.client(2, "bob").await;
-        wan.sleep(Duration::from_millis(500)).await;
-        let handle = alice.handle("bob").await;
-        wan.cut_both(world.places[0], world.places[1]);
-        alice.send(header(Kind::Media, Class::Audio, handle, 1), b"lost");
-        wan.sleep(Duration::from_secs(1)).await;
-        alice.send(header(Kind::Media, Class::Audio, handle, 2), b"comes");
-        let (received, _) = bob.receive().await.expect("it arrives");
-        assert_eq!(received.sequence, 2);
-        let Some(edge_message::Body::Peer(peer)) = bob.news().await.unwrap().body else {
-            panic!("no introduction");
-        };
-        assert_eq!(
-            (peer.user.as_str(), peer.handle),
-            ("alice", received.handle)
-        );
-    });
-}
-
-#[test]
 fn a_cut_link_is_deflected_around_within_the_detection_time() {
     run_virtual(3, |wan| async move {
         let world = World::new(wan.clone(), DETOUR).await;
