@@ -103,7 +103,10 @@ impl RawSession {
     pub(crate) async fn handle(&mut self, user: &str) -> anyhow::Result<u32> {
         for _ in 0..LOOK_UPS {
             let user = user.to_owned();
-            let lookup = client_message::Body::LookupUser(LookupUser { user });
+            let lookup = client_message::Body::LookupUser(LookupUser {
+                user,
+                ..Default::default()
+            });
             if let edge_message::Body::LookupResult(result) = self.ask(lookup).await?
                 && result.status() == lookup_result::Status::Found
             {

@@ -109,7 +109,8 @@ impl Client {
     /// [`LookupError`].
     pub async fn open_flow(&self, user: &str, class: Class) -> Result<Flow, LookupError> {
         let shared = self.shared();
-        let found = |found: Found| shared.with(|core, now| core.find_user(user, found, now));
+        let found =
+            |found: Found| shared.with(|core, now| core.find_user(user, Some(class), found, now));
         self.look_up(found).await?;
         let name = shared.with(|core, _| core.count_flow(user, 1));
         let name = name.ok_or(LookupError::Offline)?;
@@ -169,7 +170,7 @@ impl Client {
     /// [`PingError`].
     pub async fn ping_user(&self, user: &str) -> Result<PingReport, PingError> {
         let shared = self.shared();
-        let found = |found: Found| shared.with(|core, now| core.find_user(user, found, now));
+        let found = |found: Found| shared.with(|core, now| core.find_user(user, None, found, now));
         let way = self.look_up(found).await?;
         self.ping(way).await
     }

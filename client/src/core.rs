@@ -6,6 +6,7 @@ mod groups;
 mod incoming;
 mod lookup;
 mod outgoing;
+mod presence;
 mod talk;
 mod trials;
 mod ways;
@@ -94,6 +95,7 @@ pub(crate) struct Core {
     held: usize,
     groups: groups::Groups,
     group_link: groups::GroupLink,
+    watched: presence::Watched,
     timers: BTreeSet<(Instant, Timer)>,
     next_id: u32,
     next_flow: u32,
@@ -118,6 +120,9 @@ struct Peer {
     /// Those that the directory named last, newest first.
     present: Vec<u64>,
     whereabouts: Whereabouts,
+    /// The most urgent class of what waits to be sent and of which the directory has not said yet that
+    /// nobody is there.
+    wants: Option<Class>,
     /// Open flows to it.
     flows: usize,
     /// Of what was sent to it last.
@@ -194,6 +199,7 @@ enum LaneKey {
 enum Timer {
     Lane(LaneKey),
     Groups,
+    Watches,
     Lookup(Arc<str>),
     /// The trial with this flow.
     Trial(u32),
@@ -253,6 +259,7 @@ impl Core {
             receive_config,
             groups: groups::Groups::new(send_config, receive_config, move || random(&*drawing)),
             group_link: groups::GroupLink::default(),
+            watched: presence::Watched::default(),
             host,
             instance,
             attachments: BTreeMap::new(),
@@ -348,6 +355,7 @@ impl Core {
                 Timer::Groups => self.on_group_timer(now),
                 Timer::Trial(flow) => self.try_again(flow, now),
                 Timer::Reorder => self.on_reorder_timer(now),
+                Timer::Watches => self.watch_timer(),
                 Timer::Lane(LaneKey::Send(device, lane)) => {
                     if let Some(entry) = self.send_entry(&device, lane) {
                         entry.timer = None;
@@ -484,6 +492,7 @@ impl Default for Peer {
             newest: None,
             present: Vec::new(),
             whereabouts: Whereabouts::Unknown,
+            wants: None,
             flows: 0,
             class: Class::Message,
             unsaid: Vec::new(),
@@ -504,6 +513,11 @@ impl Peer {
     /// Whether it talks to us, and has yet to be told which edge we have left.
     fn must_be_told(&self, now: Instant) -> bool {
         !self.unsaid.is_empty() && self.talk.goes_on(now)
+    }
+
+    /// Something of a class is to be sent to it.
+    fn want(&mut self, class: Class) {
+        self.wants = Some(self.wants.map_or(class, |wants| wants.min(class)));
     }
 
     fn has_messages(&self) -> bool {

@@ -139,6 +139,23 @@ pub enum GroupError {
     Closed,
 }
 
+/// Why a user is not watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// The token does not allow it.
+    #[error("the token does not allow it")]
+    Denied,
+    /// The client watches 1,024 users already: end some watches first.
+    #[error("a client watches at most 1024 users: end some watches first")]
+    TooMany,
+    /// Names of users have 1 to 512 bytes.
+    #[error("a user's name has 1 to 512 bytes")]
+    Name,
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
 /// Why there is no handle for a user or relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {

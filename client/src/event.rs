@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tradewind_proto::{Class, packet::TraceRecord};
 
-use crate::{ConnectError, SendError};
+use crate::{ConnectError, SendError, WatchError};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,15 @@ pub enum Event {
     Media(Media),
     /// The session's state has changed.
     State(State),
+    /// Whether a watched user is online: for the first time, or as that has changed.
+    Presence(Presence),
+    /// A user is not watched any more, as the network does not allow that.
+    WatchEnded {
+        /// The user.
+        user: Arc<str>,
+        /// Why.
+        reason: WatchError,
+    },
     /// Messages to a group were missed, and nobody holds them any more.
     Gap(Gap),
     /// The client is no member of the group any more, as its token does not allow that now.
@@ -24,6 +33,15 @@ pub enum Event {
         /// The group.
         group: Arc<str>,
     },
+}
+
+/// Whether a watched user is online, that is, has a session at some edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    /// The user.
+    pub user: Arc<str>,
+    /// Whether it is online.
+    pub online: bool,
 }
 
 /// Messages to a group that were missed for good, in their place among those of the lane.

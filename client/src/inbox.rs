@@ -1,8 +1,8 @@
 //! What waits for the application.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use crate::{Event, Media, Message, State};
+use crate::{Event, Media, Message, Presence, State};
 
 /// Bytes of messages that wait for the application, besides one message.
 const MESSAGE_BYTES: usize = 8 << 20;
@@ -22,6 +22,17 @@ pub(crate) struct Inbox {
     media_limit: usize,
     states: VecDeque<(u64, State)>,
     notices: VecDeque<(u64, Event)>,
+    /// At most one for each watched user.
+    presence: VecDeque<(u64, Unread)>,
+}
+
+/// A change of presence that waits.
+#[derive(Debug)]
+struct Unread {
+    user: Arc<str>,
+    online: bool,
+    /// The application knows nothing of the user yet.
+    first: bool,
 }
 
 impl Inbox {
@@ -35,6 +46,7 @@ impl Inbox {
             media_limit: media_limit.max(1),
             states: VecDeque::new(),
             notices: VecDeque::new(),
+            presence: VecDeque::new(),
         }
     }
 
@@ -78,6 +90,30 @@ impl Inbox {
         self.order += 1;
     }
 
+    /// A watched user is online or not, other than before; `first` if nothing was known before. What
+    /// has changed back before the application looked is no change.
+    pub(crate) fn push_presence(&mut self, user: Arc<str>, online: bool, first: bool) {
+        let mut waiting = self.presence.iter_mut();
+        match waiting.find(|(_, unread)| unread.user == user) {
+            Some((_, unread)) if unread.first => unread.online = online,
+            Some(_) => self.forget_presence(&user),
+            None => {
+                let unread = Unread {
+                    user,
+                    online,
+                    first,
+                };
+                self.presence.push_back((self.order, unread));
+                self.order += 1;
+            }
+        }
+    }
+
+    /// The application is not told of a user any more.
+    pub(crate) fn forget_presence(&mut self, user: &str) {
+        self.presence.retain(|(_, unread)| *unread.user != *user);
+    }
+
     pub(crate) fn has_notices(&self) -> bool {
         !self.notices.is_empty()
     }
@@ -89,7 +125,13 @@ impl Inbox {
         let media = order(self.media.front().map(|(order, _)| *order));
         let state = order(self.states.front().map(|(order, _)| *order));
         let notice = order(self.notices.front().map(|(order, _)| *order));
-        if notice < message.min(media).min(state) {
+        let presence = order(self.presence.front().map(|(order, _)| *order));
+        if presence < message.min(media).min(state).min(notice) {
+            self.presence.pop_front().map(|(_, unread)| {
+                let Unread { user, online, .. } = unread;
+                Event::Presence(Presence { user, online })
+            })
+        } else if notice < message.min(media).min(state) {
             self.notices.pop_front().map(|(_, event)| event)
         } else if message < media.min(state) {
             self.pop_message().map(Event::Message)
@@ -110,5 +152,29 @@ impl Inbox {
 
     pub(crate) fn pop_media(&mut self) -> Option<Media> {
         self.media.pop_front().map(|(_, media)| media)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_is_undone_before_it_is_read_is_none() {
+        let mut inbox = Inbox::new(1, 1);
+        let bob: Arc<str> = "bob".into();
+        let told = |user: &Arc<str>, online| {
+            let user = user.clone();
+            Some(Event::Presence(Presence { user, online }))
+        };
+        inbox.push_presence(bob.clone(), false, true);
+        inbox.push_presence(bob.clone(), true, false);
+        assert_eq!(inbox.pop(), told(&bob, true));
+        assert_eq!(inbox.pop(), None);
+        inbox.push_presence(bob.clone(), false, false);
+        inbox.push_presence(bob.clone(), true, false);
+        assert_eq!(inbox.pop(), None);
+        inbox.push_presence(bob.clone(), false, false);
+        assert_eq!(inbox.pop(), told(&bob, false));
     }
 }

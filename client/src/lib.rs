@@ -91,6 +91,21 @@
 //! # }
 //! ```
 //!
+//! # Presence
+//! ```no_run
+//! use tradewind_client::{Client, Event};
+//!
+//! # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+//! client.watch(&["ben", "eve"])?;
+//! while let Some(event) = client.recv().await {
+//!     if let Event::Presence(presence) = event {
+//!         println!("{} online: {}", presence.user, presence.online);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Survival
 //! Another session stands by at the second-best edge. When the edge dies or drains, that one is the
 //! first from then on; without one the client connects to the best of the others by itself, for as
@@ -127,6 +142,7 @@ mod groups;
 mod inbox;
 mod keep_alive;
 mod keeper;
+mod presence;
 mod reorder;
 mod session;
 mod shared;
@@ -136,10 +152,12 @@ pub use config::{
     ClientConfig, DEFAULT_PORT, Discovery, DiscoveryParseError, EdgeAddr, TokenProvider,
     TokenSource,
 };
-pub use error::{ConnectError, FlowError, GroupError, LookupError, PingError, SendError};
+pub use error::{
+    ConnectError, FlowError, GroupError, LookupError, PingError, SendError, WatchError,
+};
 pub use event::{
-    Delivered, DeviceOutcome, Event, Gap, Hop, Media, Message, Outcomes, PingReport, SendOptions,
-    State, Stats,
+    Delivered, DeviceOutcome, Event, Gap, Hop, Media, Message, Outcomes, PingReport, Presence,
+    SendOptions, State, Stats,
 };
 pub use flow::Flow;
 pub use groups::{GroupFlow, JoinOptions};

@@ -29,6 +29,10 @@ pub struct Claims {
     /// Groups the user may receive from (`*` is all).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recv: Vec<String>,
+    /// Users of the app of whom the user may know whether they are online (`*` is all). Absent: all, as
+    /// whoever sends to somebody learns it anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Vec<String>>,
     /// Classes the user may send in. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<Class>>,
@@ -64,6 +68,12 @@ impl Claims {
         names(&self.recv, group)
     }
 
+    /// Whether the user may know whether `user` is online.
+    #[must_use]
+    pub fn may_watch(&self, user: &str) -> bool {
+        self.watch.as_ref().is_none_or(|list| names(list, user))
+    }
+
     /// Largest message the user may send, in bytes.
     #[must_use]
     pub fn max_message_bytes(&self) -> u64 {
@@ -71,8 +81,8 @@ impl Claims {
     }
 }
 
-fn names(list: &[String], group: &str) -> bool {
-    list.iter().any(|name| name == "*" || name == group)
+fn names(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|name| name == "*" || name == wanted)
 }
 
 #[cfg(test)]
@@ -89,5 +99,17 @@ mod tests {
         assert!(claims.may_send_to("news") && !claims.may_send_to("new"));
         assert!(claims.may_receive_from("anything"));
         assert!(!Claims::default().may_receive_from("news"));
+    }
+
+    #[test]
+    fn everybody_may_be_watched_unless_the_token_names_whom() {
+        assert!(Claims::default().may_watch("bob"));
+        let mut claims = Claims {
+            watch: Some(vec!["bob".to_owned()]),
+            ..Claims::default()
+        };
+        assert!(claims.may_watch("bob") && !claims.may_watch("eve"));
+        claims.watch = Some(Vec::new());
+        assert!(!claims.may_watch("bob"));
     }
 }

@@ -22,6 +22,7 @@ mod link_report;
 mod metrics;
 mod packet;
 mod plan;
+mod presence;
 mod queue;
 mod relay;
 mod resolve;

@@ -44,6 +44,8 @@ pub(crate) struct Metrics {
     pub(crate) stamped_share: IntGauge,
     pub(crate) controller_connected: IntGauge,
     pub(crate) groups: GroupMetrics,
+    pub(crate) watched_users: IntGauge,
+    pub(crate) directory_watched_users: IntGauge,
     /// Not a number: who sees every packet, if anybody does.
     pub(crate) watcher: Watcher,
 }
@@ -263,6 +265,14 @@ impl Metrics {
                     "Times that a member was told that it had missed something of a lane.",
                 )?,
             },
+            watched_users: gauge(
+                "tradewind_relay_watched_users",
+                "Users whom clients here watch.",
+            )?,
+            directory_watched_users: gauge(
+                "tradewind_relay_directory_watched_users",
+                "Watched users of whom this relay is a home.",
+            )?,
             watcher: Watcher::default(),
             registry: registry.clone(),
         })

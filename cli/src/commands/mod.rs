@@ -18,6 +18,7 @@ mod routes;
 mod send;
 mod show;
 mod token;
+mod watch;
 
 use std::future::Future;
 
@@ -31,6 +32,8 @@ pub(crate) enum NetworkCommand {
     Send(send::SendArgs),
     /// Receives messages and shows them.
     Recv(recv::RecvArgs),
+    /// Watches users: shows whether each is online, and every change.
+    Watch(watch::WatchArgs),
     /// Measures the whole way to a user or relay and back, hop by hop.
     Ping(ping::PingArgs),
     /// Shows which way packets go between two relays, and why.
@@ -81,6 +84,7 @@ pub(crate) fn run(command: NetworkCommand) -> anyhow::Result<()> {
     match command {
         NetworkCommand::Send(args) => block_on(send::run(args)),
         NetworkCommand::Recv(args) => block_on(recv::run(args)),
+        NetworkCommand::Watch(args) => block_on(watch::run(args)),
         NetworkCommand::Ping(args) => block_on(ping::run(args)),
         NetworkCommand::Routes(args) => block_on(routes::run(args)),
         NetworkCommand::Relays(args) => block_on(relays::run(args)),

@@ -71,6 +71,9 @@ pub(crate) struct CreateArgs {
     /// Groups to receive from only.
     #[arg(long, value_delimiter = ',', value_name = "GROUP")]
     recv: Vec<String>,
+    /// Users to be told of whether they are online; all if absent, nobody if empty.
+    #[arg(long, value_delimiter = ',', value_name = "USER")]
+    watch: Option<Vec<String>>,
     /// Classes to send in; all if absent.
     #[arg(long, value_delimiter = ',', value_name = "CLASS")]
     classes: Vec<Class>,
@@ -143,6 +146,7 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
         jti: args.id,
         send: both(args.send),
         recv: both(args.recv),
+        watch: args.watch,
         classes: (!args.classes.is_empty()).then_some(args.classes),
         rate_bps: args.rate.map(Rate::bits_per_sec),
         max_message: args.max_message.map(Size::bytes),

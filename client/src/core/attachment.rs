@@ -173,6 +173,7 @@ impl Core {
             self.look_up(&user, now);
         }
         self.move_groups(Some(number), now);
+        self.move_watches(Some(number));
     }
 
     /// A session is over. What went over it goes over the others; the application is told why when it
@@ -204,6 +205,7 @@ impl Core {
         if was_first {
             self.first = None;
             self.move_groups(None, now);
+            self.move_watches(None);
         }
         if self.attachments.is_empty() && !self.closed {
             let reason = match ended {

@@ -6,9 +6,10 @@ use std::{
 };
 
 use tradewind_proto::{
+    Class,
     control::{
         self, EdgeMessage, FindEdges, LookupRelay, LookupResult, LookupUser, Rejected,
-        client_message, edge_message, lookup_result::Status, rejected,
+        client_message, edge_message, lookup_result::Status, lookup_user::Purpose, rejected,
     },
     lane::{Outcome, Trouble},
 };
@@ -29,7 +30,14 @@ const WANTED_FOR: Duration = Duration::from_secs(15);
 
 impl Core {
     /// Answers with a way to `user` as soon as there is one.
-    pub(crate) fn find_user(&mut self, user: &str, found: Found, now: Instant) {
+    /// `class` is that of what is to be sent there, if anything is.
+    pub(crate) fn find_user(
+        &mut self,
+        user: &str,
+        class: Option<Class>,
+        found: Found,
+        now: Instant,
+    ) {
         if self.closed {
             let _ = found.send(Err(LookupError::Closed));
             return;
@@ -41,6 +49,9 @@ impl Core {
         if let Some(way) = peer.way() {
             let _ = found.send(Ok(way));
             return;
+        }
+        if let Some(class) = class {
+            peer.want(class);
         }
         peer.waiting.push(found);
         self.look_up(&name, now);
@@ -154,6 +165,7 @@ impl Core {
                 }
             }
             edge_message::Body::EdgeDown(down) => self.on_edge_down(&down.relay),
+            edge_message::Body::PresenceNews(news) => self.on_presence(session, news, now),
             edge_message::Body::FoundEdges(found) => {
                 for edge in edges_of(&found.edges) {
                     if !self.known_edges.contains(&edge) {
@@ -260,7 +272,7 @@ impl Core {
 
     /// Asks whether a peer is still where it was.
     fn check_user(&mut self, user: &Arc<str>, now: Instant) {
-        let body = lookup_of(user);
+        let body = lookup_of(user, self.purpose_of(user));
         let Some((session, id)) = self.ask(body, Ask::User(user.clone())) else {
             return;
         };
@@ -271,7 +283,8 @@ impl Core {
     }
 
     fn ask_user(&mut self, user: &Arc<str>, now: Instant) {
-        let asked = self.ask(lookup_of(user), Ask::User(user.clone()));
+        let body = lookup_of(user, self.purpose_of(user));
+        let asked = self.ask(body, Ask::User(user.clone()));
         let Some(peer) = self.peers.get_mut(user) else {
             return;
         };
@@ -319,7 +332,8 @@ impl Core {
             .map(|(&session, _)| session)
             .collect();
         for session in asked {
-            self.ask_at(session, lookup_of(user), Ask::Ways(user.clone()));
+            let body = lookup_of(user, Purpose::Look);
+            self.ask_at(session, body, Ask::Ways(user.clone()));
         }
         for relay in near_peer {
             let attached = |a: &super::Attachment| *a.welcome.relay == *relay;
@@ -327,6 +341,18 @@ impl Core {
                 let new = self.wanted_edges.insert(relay, now + WANTED_FOR).is_none();
                 self.wakes.keeper |= new;
             }
+        }
+    }
+
+    /// What waits for a peer, as the edge is told.
+    fn purpose_of(&self, user: &str) -> Purpose {
+        let peer = self.peers.get(user).filter(|peer| peer.is_wanted());
+        match peer.and_then(|peer| peer.wants) {
+            None => Purpose::Look,
+            Some(Class::Audio) => Purpose::Audio,
+            Some(Class::Message) => Purpose::Message,
+            Some(Class::Video) => Purpose::Video,
+            Some(Class::Bulk) => Purpose::Bulk,
         }
     }
 
@@ -363,6 +389,9 @@ impl Core {
             Status::Found => {
                 peer.whereabouts = Whereabouts::Known;
                 peer.found_at = Some(now);
+                if !peer.has_messages() {
+                    peer.wants = None;
+                }
                 let next = peer.talk.goes_on(now).then(|| match peer.talk.lasts(now) {
                     true => now + FLOW_CHECK,
                     false => now + MOMENT,
@@ -398,6 +427,8 @@ impl Core {
             }
             Status::Offline | Status::Unspecified => {
                 peer.whereabouts = Whereabouts::Unknown;
+                // The edge knows now; it is not to be told again for the same thing.
+                peer.wants = None;
                 for device in peer.devices.values_mut() {
                     device.ways.clear();
                 }
@@ -629,7 +660,9 @@ impl Core {
     }
 }
 
-fn lookup_of(user: &str) -> client_message::Body {
-    let user = user.to_owned();
-    client_message::Body::LookupUser(LookupUser { user })
+fn lookup_of(user: &str, purpose: Purpose) -> client_message::Body {
+    client_message::Body::LookupUser(LookupUser {
+        user: user.to_owned(),
+        purpose: purpose as i32,
+    })
 }

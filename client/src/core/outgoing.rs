@@ -64,6 +64,7 @@ impl Core {
         let Some((name, peer)) = self.peer(user) else {
             return Err((Outcome::Offline, outcome));
         };
+        peer.want(options.class);
         let mut devices = peer.present.clone();
         if options.newest_device {
             devices.truncate(1);

@@ -20,8 +20,8 @@ use tradewind_proto::{
     ALPN_CLIENT, CloseCode, FrameReader, MAX_FRAME, RelayIndex,
     control::{
         Alive, ClientMessage, Device, Draining, Edge, EdgeDown, EdgeMessage, Gone, Hello,
-        LookupResult, Peer, Rejected, Way, Welcome, client_message, edge_message, lookup_result,
-        rejected,
+        LookupResult, Peer, PresenceNews, Rejected, UserPresence, Way, Welcome, client_message,
+        edge_message, lookup_result, lookup_user, rejected, user_presence,
     },
     encode_frame, frame_message,
     lane::LaneFrame,
@@ -56,6 +56,8 @@ struct State {
     keys: Vec<QuicKeys>,
     dice: u64,
     groups: groups::Groups,
+    /// Session, and whom it watches.
+    watched: BTreeSet<(u32, String)>,
     pub knobs: Knobs,
     pub seen: Seen,
 }
@@ -90,6 +92,8 @@ pub struct Knobs {
     /// What the way between two edges costs, in milliseconds. With it lookups tell all sessions of a
     /// user as ways to one device.
     pub costs: Option<BTreeMap<(usize, usize), u32>>,
+    /// How often watches are answered with BUSY first.
+    pub busy: u32,
 }
 
 /// What the network has seen.
@@ -98,6 +102,8 @@ pub struct Seen {
     pub hellos: Vec<(usize, String)>,
     pub byes: Vec<String>,
     pub lookups: Vec<String>,
+    /// The same, with what waits for them.
+    pub purposes: Vec<(String, lookup_user::Purpose)>,
     /// Who has told somebody to have left which edge.
     pub left: Vec<(String, String)>,
     /// User, group, layers.
@@ -107,6 +113,8 @@ pub struct Seen {
     pub begun: Vec<(usize, Duration)>,
     /// Handshakes refused.
     pub refused: usize,
+    /// User and edge of who watches, and whom.
+    pub watches: Vec<(String, usize, String)>,
 }
 
 struct Session {
@@ -330,7 +338,18 @@ impl Net {
                         me = self.hello(&host, edge, &connection, &control, id, &hello);
                     }
                     (client_message::Body::LookupUser(lookup), Some(me)) => {
+                        let seen = (lookup.user.clone(), lookup.purpose());
+                        self.state.lock().unwrap().seen.purposes.push(seen);
                         self.lookup(me, id, &lookup.user);
+                    }
+                    (client_message::Body::WatchUsers(watch), Some(me)) => {
+                        self.watch(me, watch.users);
+                    }
+                    (client_message::Body::UnwatchUsers(unwatch), Some(me)) => {
+                        let mut state = self.state.lock().unwrap();
+                        for user in unwatch.users {
+                            state.watched.remove(&(me, user));
+                        }
                     }
                     (client_message::Body::Bye(_), Some(me)) => {
                         let mut state = self.state.lock().unwrap();
@@ -350,6 +369,7 @@ impl Net {
                 && state.directory.get(&gone.user) == Some(&me)
             {
                 state.directory.remove(&gone.user);
+                state.tell_presence(&gone.user);
             }
         }
     }
@@ -411,6 +431,7 @@ impl Net {
         session.tell(id, edge_message::Body::Welcome(welcome));
         state.sessions.insert(me, session);
         state.directory.insert(user.to_owned(), me);
+        state.tell_presence(user);
         let (net, reading, spawner) = (self.clone(), connection.clone(), host.clone());
         host.spawn(async move {
             while let Ok(datagram) = reading.read_datagram().await {
@@ -433,6 +454,26 @@ impl Net {
             }
         });
         Some(me)
+    }
+
+    fn watch(&self, me: u32, users: Vec<String>) {
+        let mut state = self.state.lock().unwrap();
+        for user in users {
+            let session = &state.sessions[&me];
+            let seen = (session.user.clone(), session.edge, user.clone());
+            state.seen.watches.push(seen);
+            let refused = if state.knobs.busy > 0 {
+                state.knobs.busy -= 1;
+                user_presence::Status::Busy
+            } else if state.knobs.denied.contains(&user) {
+                user_presence::Status::Denied
+            } else {
+                state.watched.insert((me, user.clone()));
+                state.tell_presence(&user);
+                continue;
+            };
+            state.sessions[&me].tell_presence(&user, refused);
+        }
     }
 
     fn lookup(&self, me: u32, id: u32, user: &str) {
@@ -585,6 +626,21 @@ impl State {
         vec![Device { instance, ways }]
     }
 
+    /// Everybody who watches a user is told, whether anything has changed or not.
+    fn tell_presence(&self, user: &str) {
+        let online = self.directory.contains_key(user);
+        let status = if online {
+            user_presence::Status::Online
+        } else {
+            user_presence::Status::Offline
+        };
+        for (session, _) in self.watched.iter().filter(|(_, watched)| watched == user) {
+            if let Some(session) = self.sessions.get(session) {
+                session.tell_presence(user, status);
+            }
+        }
+    }
+
     /// So many percent of the time.
     fn happens(&mut self, percent: u64) -> bool {
         self.dice = self
@@ -601,6 +657,15 @@ impl Session {
         let _ = self
             .control
             .send(frame_message(&EdgeMessage { reply_to, body }));
+    }
+
+    fn tell_presence(&self, user: &str, status: user_presence::Status) {
+        let user = UserPresence {
+            user: user.to_owned(),
+            status: status as i32,
+        };
+        let news = PresenceNews { users: vec![user] };
+        self.tell(0, edge_message::Body::PresenceNews(news));
     }
 
     fn handle_of(&mut self, session: u32) -> (u32, bool) {

@@ -12,6 +12,7 @@ mod forward;
 mod groups;
 mod link;
 mod plan_use;
+mod presence;
 mod probing;
 mod report;
 mod requests;
@@ -45,6 +46,7 @@ use self::{
     groups::Groups,
     link::{Peer, PeerKey},
     plan_use::PlanUse,
+    presence::Presence,
     requests::Request,
     timers::Timers,
 };
@@ -86,6 +88,7 @@ enum TimerKey {
     Report,
     ReportSoon,
     Renewal,
+    Presence,
     Groups(groups::Timer),
 }
 
@@ -221,6 +224,7 @@ pub(crate) struct Shard {
     asked_who: FxHashMap<Locator, u64>,
     told_gone: BTreeMap<(Locator, Locator), Instant>,
     groups: Groups,
+    presence: Presence,
     /// Where the packet to a group that is being forwarded goes.
     split: Split,
     /// From when on edges have told this home of all sessions: it knows who is nowhere.
@@ -295,6 +299,7 @@ impl Shard {
             asked_who: FxHashMap::default(),
             told_gone: BTreeMap::new(),
             groups: Groups::new(config.limits.groups, now, wall),
+            presence: Presence::new(now, wall),
             split: Split::default(),
             homes_warm_at: now + directory::COLD_START,
             settling_until: None,
@@ -485,7 +490,9 @@ impl Shard {
         self.plan_use = PlanUse::of(self.tables.plans_in_use().map(|plan| &plan.part));
         self.share_budget(now);
         if homes(&before) != homes(&self.tables) {
-            self.move_groups(homes(&before), now >= self.homes_warm_at, now);
+            let warm = now >= self.homes_warm_at;
+            self.move_groups(homes(&before), warm, now);
+            self.move_presence(homes(&before), warm);
             self.homes_warm_at = self.homes_warm_at.max(now + directory::WARM_UP);
             self.announce_all(now);
         }
@@ -682,12 +689,14 @@ impl Shard {
             }
             TimerKey::ReportSoon => self.report_due(now),
             TimerKey::Groups(timer) => self.groups_due(timer, now),
+            TimerKey::Presence => self.presence_due(now),
             TimerKey::Renewal => {
                 self.announce_all(now);
                 self.renew_groups(now);
                 self.directory.sweep(now);
                 let users = self.directory.len();
                 self.metrics.directory_users.set(users as i64);
+                self.count_watched();
                 self.timers.push(now + RENEWAL, TimerKey::Renewal);
             }
         }

@@ -145,6 +145,7 @@ impl Shard {
     fn identity_of(&self, locator: Locator) -> Identity {
         let mut identity = Identity {
             locator: Some(locator.into()),
+            incarnation: self.incarnation,
             ..Default::default()
         };
         if let Some((user, instance)) = self.user_at(locator) {
@@ -386,7 +387,8 @@ impl Shard {
         now: Instant,
     ) {
         use relay_message::Body;
-        let Some(message) = self.on_group_message(from, message, now) else {
+        let message = self.on_group_message(from, message, now);
+        let Some(message) = message.and_then(|m| self.on_presence_message(from, m, now)) else {
             return;
         };
         let id = message.id;
@@ -397,9 +399,11 @@ impl Shard {
                     if let Some((user, at)) = parse_presence(presence)
                         && at.locator.relay == from
                     {
+                        self.presence_announced(&user, at.locator, lease, now);
                         self.directory.announce(user, at, lease, now);
                     }
                 }
+                self.flush_presence(now);
                 self.send_control(from, id, Body::Announced(Announced {}), now);
             }
             Some(Body::Withdraw(withdraw)) => {
@@ -407,6 +411,8 @@ impl Shard {
                     && at.locator.relay == from
                 {
                     self.directory.withdraw(&user, at.locator, now);
+                    self.presence_withdrawn(&user, at.locator, now);
+                    self.flush_presence(now);
                 }
             }
             Some(Body::Lookup(lookup)) => {

@@ -98,6 +98,12 @@ impl Session {
         self.ready.as_ref().map(|ready| &ready.user)
     }
 
+    /// Whether its token allows it to watch a user.
+    pub(super) fn may_watch(&self, user: &str) -> bool {
+        let ready = self.ready.as_ref();
+        ready.is_some_and(|ready| ready.claims.may_watch(user))
+    }
+
     pub(super) fn expired(&self, wall: SystemTime) -> bool {
         self.ready
             .as_ref()
@@ -257,6 +263,7 @@ impl Shard {
             client_message::Body::RefreshToken(refresh) if ready => {
                 self.refresh(key, id, &refresh.token, now);
                 self.leave_denied_groups(key, now);
+                self.stop_denied_watches(key, now);
             }
             client_message::Body::KeepAlive(wait) if ready => {
                 self.keep_alive(key, id, &wait, now);
@@ -272,6 +279,12 @@ impl Shard {
             }
             client_message::Body::FetchGroup(fetch) if ready => {
                 self.fetch_from_group(key, id, &fetch, now);
+            }
+            client_message::Body::WatchUsers(watch) if ready => {
+                self.watch_users(key, watch.users, now);
+            }
+            client_message::Body::UnwatchUsers(unwatch) if ready => {
+                self.unwatch_users(key, unwatch.users, now);
             }
             client_message::Body::Bye(_) => self.close(key, CloseCode::Done, "bye", now),
             _ if ready => {}
@@ -565,6 +578,7 @@ impl Shard {
             generation,
         };
         self.leave_all_groups(key, now);
+        self.stop_watching(key, now);
         let user = self.session(key).and_then(Session::user).cloned();
         if let Some(user) = user {
             self.apps.leave(&user.app);

@@ -39,7 +39,10 @@ impl TestClient {
     ) -> Result<Self, String> {
         let config =
             tls::client_config(&ca.roots(), &[ALPN_CLIENT], tls::host_clock(host.clone())).unwrap();
-        let config = quinn::ClientConfig::new(tls::quic_client(config).unwrap());
+        let mut config = quinn::ClientConfig::new(tls::quic_client(config).unwrap());
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_secs(10)));
+        config.transport_config(Arc::new(transport));
         let endpoint = host.quic_endpoint(([0_u16; 8], 0).into(), None).unwrap();
         let connection = endpoint
             .connect_with(config, address, EDGE_NAME)
@@ -114,7 +117,10 @@ impl TestClient {
     pub async fn lookup(&mut self, user: &str) -> (lookup_result::Status, u32) {
         let user = user.to_owned();
         let id = self
-            .ask(client_message::Body::LookupUser(LookupUser { user }))
+            .ask(client_message::Body::LookupUser(LookupUser {
+                user,
+                ..Default::default()
+            }))
             .await;
         self.lookup_answer(id).await
     }

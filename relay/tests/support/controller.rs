@@ -177,6 +177,11 @@ impl FakeController {
         }
     }
 
+    /// Plans without a relay from now on.
+    pub fn forget(&self, relay: &str) {
+        self.state.lock().unwrap().registered.remove(relay);
+    }
+
     pub fn kill(&self) {
         self.host.kill();
     }
