@@ -186,6 +186,7 @@ fn name(index: usize) -> String {
 fn settings(index: usize, ca: &Ca, controller: &Controller) -> anyhow::Result<RelaySettings> {
     let name = name(index);
     Ok(RelaySettings {
+        webhooks: Vec::new(),
         identity: ca.issue_relay(&name, &[], OsHost.wall_clock(), YEAR)?,
         name,
         region: "bench".to_owned(),

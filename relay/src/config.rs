@@ -9,11 +9,13 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tradewind_relay::{AppRates, UplinkSettings};
+use tradewind_relay::{AppRates, UplinkSettings, WebhookError};
 use tradewind_service::{
     config::{ConfigError, HumanDuration, Rate, Secret, Size, apply, load},
     exit::UsageError,
 };
+
+use crate::webhook_config::{WebhookArg, WebhookConfig};
 
 /// Everything that can be configured. `relay.sample.toml` explains it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,7 @@ pub(crate) struct Config {
     pub(crate) longitude: f64,
     pub(crate) log: String,
     pub(crate) uplinks: Vec<UplinkConfig>,
+    pub(crate) webhooks: Vec<WebhookConfig>,
 }
 
 /// A way to other relays beside the first one.
@@ -102,6 +105,7 @@ impl Default for Config {
             longitude: 0.0,
             log: "info".to_owned(),
             uplinks: Vec::new(),
+            webhooks: Vec::new(),
         }
     }
 }
@@ -200,6 +204,26 @@ pub(crate) struct ConfigArgs {
     /// What the sessions of one app may send together, such as 500Mbps; 0 is without limit.
     #[arg(long, env = "TRADEWIND_RELAY_APP_RATE", value_name = "RATE")]
     app_rate: Option<Rate>,
+    /// Whom to tell by HTTP of an app's users who are offline, such as
+    /// chat=https://api.example.org/tradewind; may be repeated, and stands for all webhooks of the file.
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_WEBHOOK",
+        value_delimiter = ',',
+        value_name = "APP=URL"
+    )]
+    webhook: Option<Vec<WebhookArg>>,
+    /// What calls of those webhooks are signed with.
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_WEBHOOK_SECRET",
+        hide_env_values = true,
+        value_name = "SECRET"
+    )]
+    webhook_secret: Option<Secret>,
+    /// A file with it.
+    #[arg(long, env = "TRADEWIND_RELAY_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    webhook_secret_file: Option<PathBuf>,
     /// How long clients have to leave when it is stopped.
     #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]
     drain: Option<HumanDuration>,
@@ -251,6 +275,11 @@ impl ConfigArgs {
         apply(&mut config.latitude, from.latitude);
         apply(&mut config.longitude, from.longitude);
         apply(&mut config.log, from.log);
+        if let Some(webhooks) = from.webhook {
+            let (secret, file) = (&from.webhook_secret, &from.webhook_secret_file);
+            let webhook = |arg| WebhookConfig::of(arg, secret.clone(), file.clone());
+            config.webhooks = webhooks.into_iter().map(webhook).collect();
+        }
         // One way of giving the token replaces the other.
         if from.enrol_token.is_some() || from.enrol_token_file.is_some() {
             config.enrol_token = from.enrol_token;
@@ -323,6 +352,14 @@ impl Config {
                 .find(|address| address.ip().is_unspecified())
             {
                 return wrong(format!("`{key}`: nobody can connect to {bad}"));
+            }
+        }
+        for (nth, webhook) in self.webhooks.iter().enumerate() {
+            webhook.check().or_else(wrong)?;
+            let twice = |other: &WebhookConfig| other.app == webhook.app;
+            if self.webhooks[..nth].iter().any(twice) {
+                let error = WebhookError::Twice(webhook.app.clone());
+                return wrong(format!("`webhooks`: {error}"));
             }
         }
         if self.max_sessions == 0 {

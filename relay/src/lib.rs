@@ -31,6 +31,7 @@ mod store;
 mod tables;
 mod transport;
 mod watch;
+mod webhook;
 
 pub use apps::AppRates;
 pub use congestion::LinkCongestion;
@@ -41,3 +42,4 @@ pub use relay::{Placement, Relay, RelaySettings, StartError, UplinkSettings};
 pub use resolve::{ResolveError, resolve};
 pub use transport::link_transport;
 pub use watch::Passage;
+pub use webhook::{WebhookError, WebhookSecret, WebhookSettings};

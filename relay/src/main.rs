@@ -4,6 +4,7 @@ mod config;
 mod dev;
 mod health;
 mod serve;
+mod webhook_config;
 
 use std::{net::SocketAddr, process::ExitCode};
 

@@ -7,7 +7,7 @@ use prometheus::{
 };
 use tradewind_proto::{Class, DropReason};
 
-use crate::{forwarder::Deflection, watch::Watcher};
+use crate::{forwarder::Deflection, watch::Watcher, webhook::WebhookMetrics};
 
 /// All metrics of a relay, with the label values resolved beforehand: counting a packet is one
 /// atomic addition.
@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) groups: GroupMetrics,
     pub(crate) watched_users: IntGauge,
     pub(crate) directory_watched_users: IntGauge,
+    pub(crate) webhooks: WebhookMetrics,
     /// Not a number: who sees every packet, if anybody does.
     pub(crate) watcher: Watcher,
 }
@@ -273,6 +274,7 @@ impl Metrics {
                 "tradewind_relay_directory_watched_users",
                 "Watched users of whom this relay is a home.",
             )?,
+            webhooks: WebhookMetrics::new(&registry)?,
             watcher: Watcher::default(),
             registry: registry.clone(),
         })

@@ -28,6 +28,7 @@ use crate::{
     store::{Store, kept_quic_keys},
     transport,
     watch::Passage,
+    webhook::{WebhookError, WebhookSettings, Webhooks},
 };
 
 /// Everything a relay needs to know to start.
@@ -66,6 +67,8 @@ pub struct RelaySettings {
     pub groups: GroupSettings,
     /// What each app may send into the network here.
     pub app_rates: AppRates,
+    /// Whom to tell of users who are offline.
+    pub webhooks: Vec<WebhookSettings>,
     /// For maps, degrees; 0 and 0 when not known.
     pub latitude: f64,
     /// For maps, degrees.
@@ -128,6 +131,9 @@ pub enum StartError {
         "uplink {0} is configured twice: number the uplinks 1, 2, …, and each once (0 is `link_listen`)"
     )]
     UplinkTwice(u8),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The metrics cannot be registered.
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -177,6 +183,8 @@ impl Relay {
         }
         let metrics = Arc::new(Metrics::new()?);
         let directory = Arc::new(Directory::default());
+        let hooks = std::mem::take(&mut settings.webhooks);
+        let webhooks = Webhooks::start(hooks, &settings.name, &host, &metrics.webhooks)?;
         let (news_sender, news) = mpsc::channel(64);
         let (commands, shard_commands) = mpsc::channel(64);
         let incarnation = host.rng().random();
@@ -188,6 +196,7 @@ impl Relay {
             host: host.clone(),
             metrics: metrics.clone(),
             directory,
+            webhooks,
             commands: shard_commands,
             news: news_sender,
         };
@@ -409,6 +418,7 @@ struct ShardStart {
     host: Arc<dyn Host>,
     metrics: Arc<Metrics>,
     directory: Arc<Directory>,
+    webhooks: Webhooks,
     commands: mpsc::Receiver<Command>,
     news: mpsc::Sender<News>,
 }
@@ -477,6 +487,7 @@ impl ShardStart {
             rng: host.rng(),
             metrics: self.metrics,
             directory: self.directory,
+            webhooks: self.webhooks,
         };
         let shard = Shard::new(config, host.now(), host.wall_clock());
         let driver = Driver {

@@ -20,6 +20,7 @@ use tradewind_trust::{Identity, Roots};
 use crate::{
     PROGRAM,
     config::{Config, ConfigArgs, UplinkConfig},
+    webhook_config::WebhookConfig,
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -57,7 +58,7 @@ impl Service {
             tracing::warn!(certificate = %config.certificate.display(), "{warning}");
         }
         let host: Arc<dyn Host> = Arc::new(OsHost);
-        let settings = settings(&config, identity, roots);
+        let settings = settings(&config, identity, roots)?;
         let relay = Relay::start(settings, host, Placement::OwnThreads).await?;
         tracing::info!(
             name = config.name,
@@ -170,8 +171,10 @@ pub(crate) async fn enrol_anywhere(
     Err(last.map_or_else(|| anyhow::anyhow!("no controller is named"), Into::into))
 }
 
-fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings {
-    RelaySettings {
+fn settings(config: &Config, identity: Identity, roots: Roots) -> anyhow::Result<RelaySettings> {
+    let webhooks = config.webhooks.iter().map(WebhookConfig::settings);
+    Ok(RelaySettings {
+        webhooks: webhooks.collect::<Result<_, _>>()?,
         name: config.name.clone(),
         region: config.region.clone(),
         client_listen: config.client_listen,
@@ -193,7 +196,7 @@ fn settings(config: &Config, identity: Identity, roots: Roots) -> RelaySettings 
         app_rates: config.app_rates(),
         latitude: config.latitude,
         longitude: config.longitude,
-    }
+    })
 }
 
 fn router(relay: &Relay, config: &Config) -> Router {

@@ -190,6 +190,7 @@ impl<'a> Builder<'a> {
                 .issue_relay(&place.relay, &[], self.valid_from, DEFAULT_LEAF_LIFETIME)?;
         let controller = SocketAddr::new(self.controller_host.ip(), CONTROLLER_PORT);
         let settings = RelaySettings {
+            webhooks: Vec::new(),
             name: place.relay.clone(),
             region: place.relay.clone(),
             client_listen: SocketAddr::new(host.ip(), CLIENT_PORT),

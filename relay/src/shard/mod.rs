@@ -11,6 +11,7 @@ mod endpoints;
 mod forward;
 mod groups;
 mod link;
+mod offline;
 mod plan_use;
 mod presence;
 mod probing;
@@ -58,6 +59,7 @@ use crate::{
     groups::GroupSettings,
     metrics::Metrics,
     tables::Tables,
+    webhook::Webhooks,
 };
 
 /// What we call ourselves to others.
@@ -121,6 +123,7 @@ pub(crate) struct ShardConfig {
     pub(crate) rng: Rng,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) webhooks: Webhooks,
 }
 
 /// What the control task tells a shard.
@@ -185,6 +188,7 @@ pub(crate) struct Shard {
     limits: Limits,
     metrics: Arc<Metrics>,
     directory: Arc<Directory>,
+    webhooks: Webhooks,
     tables: Arc<Tables>,
     clients: Endpoints,
     /// One for each uplink, in the order of their numbers.
@@ -271,6 +275,7 @@ impl Shard {
             limits: config.limits,
             metrics: config.metrics,
             directory: config.directory,
+            webhooks: config.webhooks,
             tables: Arc::default(),
             clients,
             links,

@@ -8,8 +8,9 @@ use prost::Message as _;
 use tradewind_proto::{
     Class, DropReason, Locator, Profile, RelayIndex, Tenant, UserKey,
     control::{
-        Announce, Announced, DirectoryAnswer, DirectoryLookup, Identity, PacketRejected, Presence,
-        RelayMessage, SessionGone, WhoIs, Withdraw, lookup_result, rejected, relay_message,
+        Announce, Announced, DirectoryAnswer, DirectoryLookup, Identity, LookupUser,
+        PacketRejected, Presence, RelayMessage, SessionGone, WhoIs, Withdraw, lookup_result,
+        lookup_user::Purpose, rejected, relay_message,
     },
     packet::{Destination, Kind, LinkHeader, MAX_PASSED},
 };
@@ -50,6 +51,7 @@ enum What {
         session: ConnKey,
         reply_to: u32,
         user: UserKey,
+        purpose: Purpose,
         homes: Vec<RelayIndex>,
         /// Homes that say, having been told by all edges, that the user is nowhere.
         nowhere: Vec<RelayIndex>,
@@ -66,13 +68,20 @@ enum What {
 
 impl Shard {
     /// Asks the homes of a user where it is, for one of our sessions.
-    pub(super) fn lookup_user(&mut self, key: ConnKey, reply_to: u32, user: String, now: Instant) {
+    pub(super) fn lookup_user(
+        &mut self,
+        key: ConnKey,
+        reply_to: u32,
+        lookup: LookupUser,
+        now: Instant,
+    ) {
+        let purpose = lookup.purpose();
         let Some(own) = self.session(key).and_then(|session| session.user()) else {
             return;
         };
         let user = UserKey {
             app: own.app.clone(),
-            user,
+            user: lookup.user,
         };
         if let Some((at, until)) = self.lookups.get(&user)
             && *until > now
@@ -95,6 +104,7 @@ impl Shard {
                 session: key,
                 reply_to,
                 user,
+                purpose,
                 homes,
                 nowhere: Vec::new(),
             },
@@ -494,6 +504,7 @@ impl Shard {
                     session,
                     reply_to,
                     user,
+                    purpose,
                     homes,
                     nowhere,
                 },
@@ -505,7 +516,7 @@ impl Shard {
         if !homes.contains(&from) {
             return;
         }
-        let (session, reply_to, user) = (*session, *reply_to, user.clone());
+        let (session, reply_to, user, purpose) = (*session, *reply_to, user.clone(), *purpose);
         let at = sessions_in(answer);
         if !at.is_empty() {
             self.requests.remove(&id);
@@ -522,6 +533,7 @@ impl Shard {
         if 2 * nowhere.len() > homes.len() {
             self.requests.remove(&id);
             self.tell_lookup(session, reply_to, None, lookup_result::Status::Offline);
+            self.call_webhook(session, user, purpose);
         }
     }
 

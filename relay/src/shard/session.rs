@@ -15,7 +15,7 @@ use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    CloseCode, Locator, PlanId, Profile, RelayIndex, UserKey,
+    Class, CloseCode, Locator, PlanId, Profile, RelayIndex, UserKey,
     control::{
         ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult,
         Role as SessionRole, Way, Welcome, client_message, edge_message, lookup_result,
@@ -102,6 +102,12 @@ impl Session {
     pub(super) fn may_watch(&self, user: &str) -> bool {
         let ready = self.ready.as_ref();
         ready.is_some_and(|ready| ready.claims.may_watch(user))
+    }
+
+    /// Whether its token allows it to send in a class.
+    pub(super) fn may_send_in(&self, class: Class) -> bool {
+        let ready = self.ready.as_ref();
+        ready.is_some_and(|ready| ready.claims.allows_class(class))
     }
 
     pub(super) fn expired(&self, wall: SystemTime) -> bool {
@@ -250,7 +256,7 @@ impl Shard {
                 self.hello(key, id, &hello, now);
             }
             client_message::Body::LookupUser(lookup) if ready => {
-                self.lookup_user(key, id, lookup.user, now);
+                self.lookup_user(key, id, lookup, now);
             }
             client_message::Body::LookupRelay(lookup) if ready => {
                 self.lookup_relay(key, id, &lookup.relay, now);

@@ -136,6 +136,7 @@ impl World {
             handshakes_per_s: 1_000,
             groups: GroupSettings::default(),
             app_rates: AppRates::default(),
+            webhooks: Vec::new(),
             latitude: 0.0,
             longitude: 0.0,
         };
