@@ -8,7 +8,10 @@ use tradewind_proto::{
 };
 use tradewind_routing::{LinkHealth, NextHop, Situation, next_hop};
 
-use crate::{plan::Hop, tables::Tables};
+use crate::{
+    plan::{Hop, Plan},
+    tables::Tables,
+};
 
 /// Links a packet may take at most: 5 by tree (4 relays of transit) and 2 deflections.
 pub(crate) const HOP_LIMIT: u8 = 7;
@@ -68,7 +71,7 @@ pub(crate) fn route(
     }
     let plan = tables.plan(header.plan);
     let hop = plan.and_then(|plan| plan.hop(header.profile, header.tree, target));
-    way(header, tables, target, hop, neighbour)
+    way(header, tables, plan, target, hop, neighbour)
 }
 
 /// A copy of a group packet for one neighbour.
@@ -120,7 +123,7 @@ pub(crate) fn split(
         let origin = header.sender.relay;
         let hop =
             plan.and_then(|plan| plan.hop_to_group(header.profile, header.tree, origin, target));
-        match way(header, tables, target, hop, |relay| {
+        match way(header, tables, plan, target, hop, |relay| {
             neighbour(relay, target)
         }) {
             Verdict::Link {
@@ -154,9 +157,11 @@ pub(crate) fn split(
 }
 
 /// Where a packet goes next on its way to another relay, `target`, by whose tree it would take `hop`.
+/// `plan` is the one that it is stamped with, if it is held here.
 fn way(
     header: &LinkHeader,
     tables: &Tables,
+    plan: Option<&Plan>,
     target: RelayIndex,
     hop: Option<Hop>,
     neighbour: impl Fn(RelayIndex) -> LinkHealth,
@@ -164,7 +169,6 @@ fn way(
     if header.hop_limit == 0 {
         return Verdict::Drop(DropReason::HopLimit);
     }
-    let plan = tables.plan(header.plan);
     let (candidates, spares) = plan.map_or((&[][..], &[][..]), |plan| {
         let rules = plan.rules_of(header.profile, header.tree);
         let candidates = plan.candidates(header.profile, rules, target);

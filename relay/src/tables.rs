@@ -150,6 +150,29 @@ pub(crate) struct Stamp {
     pub(crate) tree: u8,
 }
 
+/// The rule set of somebody's packets in the (at most two) plans that are stamped. Plans do not change,
+/// so it is found out once for each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RulesByPlan([(PlanId, u8); 2]);
+
+impl Default for RulesByPlan {
+    fn default() -> Self {
+        Self([(PlanId::NONE, 0); 2])
+    }
+}
+
+impl RulesByPlan {
+    /// The rule set in a plan; `find` finds it out.
+    pub(crate) fn of(&mut self, plan: &Plan, find: impl FnOnce(&Plan) -> u8) -> u8 {
+        if let Some(&(_, rules)) = self.0.iter().find(|(id, _)| *id == plan.id) {
+            return rules;
+        }
+        let rules = find(plan);
+        self.0 = [(plan.id, rules), self.0[0]];
+        rules
+    }
+}
+
 impl Tables {
     /// The plan of that name, if it is held.
     pub(crate) fn plan(&self, id: PlanId) -> Option<&Plan> {
@@ -188,11 +211,11 @@ impl Tables {
     }
 
     /// The same for what is sent to a group.
-    pub(crate) fn stamp_to_group(&self, flow: FlowHash, app: &str, group: &str) -> Stamp {
+    pub(crate) fn stamp_to_group(&self, flow: FlowHash, rules: impl FnOnce(&Plan) -> u8) -> Stamp {
         let id = self.stamping.draw(flow);
-        let (profile, tree) = self.plan(id).map_or((0, 0), |plan| {
-            plan.entry_to_group(plan.rules_for_group(app, group))
-        });
+        let (profile, tree) = self
+            .plan(id)
+            .map_or((0, 0), |plan| plan.entry_to_group(rules(plan)));
         Stamp {
             plan: id,
             profile,

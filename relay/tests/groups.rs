@@ -11,7 +11,7 @@ use std::{
 use support::{Inbox, TestClient, World, data, header, skip};
 use tradewind_proto::{
     Class,
-    control::{FetchGroup, edge_message, group_result::Status},
+    control::{FetchGroup, client_message, edge_message, group_result::Status},
     packet::Kind,
 };
 use tradewind_relay::RelaySettings;
@@ -324,6 +324,120 @@ fn a_member_on_a_new_edge_fetches_from_the_senders() {
         world.relay_hosts[0].kill();
         let fetched = bob.fetch(fetch(250, 260, 0)).await;
         assert!(fetched.unreachable);
+    });
+}
+
+#[test]
+fn a_member_that_did_not_read_is_told_what_it_missed_and_gets_it() {
+    run_virtual(11, |wan| async move {
+        const COUNT: u64 = 400;
+        let world = world(&wan).await;
+        let mut alice = world.group_client(0, "alice").await;
+        let mut slow = world.group_client(2, "slow").await;
+        let mut other = world.group_client(2, "other").await;
+        let handle = alice.joined("flood").await;
+        slow.joined("flood").await;
+        other.joined("flood").await;
+        let mut others = Inbox::new(&other);
+        // Nobody takes the streams of the slow one: QUIC's window fills, and then its queue here.
+        for sequence in 0..COUNT {
+            let text = format!("{sequence:>14000}");
+            alice.send_frame(handle, &data(4, sequence, 0, &text)).await;
+            wan.sleep(Duration::from_millis(10)).await;
+        }
+        wan.sleep(Duration::from_millis(300)).await;
+        let numbers = |inbox: &mut Inbox| -> Vec<u64> {
+            let texts = inbox.texts();
+            texts
+                .iter()
+                .map(|text| text.trim().parse().unwrap())
+                .collect()
+        };
+        let all: Vec<u64> = (0..COUNT).collect();
+        assert_eq!(numbers(&mut others), all, "it costs the other one nothing");
+        let dropped = world.metric(2, "tradewind_relay_dropped_packets_total", "queue_full");
+        assert!(dropped > 0.0);
+        assert_eq!(
+            world.metric(2, "tradewind_relay_group_heads_total", ""),
+            0.0
+        );
+
+        let mut inbox = Inbox::new(&slow);
+        let head = loop {
+            match slow.news().await.expect("the session lives").body {
+                Some(edge_message::Body::GroupHead(head)) => break head,
+                _ => continue,
+            }
+        };
+        assert_eq!(
+            (head.group.as_str(), head.sender, head.lane, head.origin),
+            ("flood", 4, 3, 0)
+        );
+        assert_eq!(head.newest, COUNT - 1);
+        wan.sleep(Duration::from_millis(300)).await;
+        let mut got = numbers(&mut inbox);
+        assert_eq!(got.len() as f64, COUNT as f64 - dropped);
+        let fetched = slow
+            .fetch(FetchGroup {
+                group: head.group,
+                sender: head.sender,
+                lane: head.lane,
+                from: got.len() as u64,
+                to: u64::MAX,
+                origin: head.origin,
+            })
+            .await;
+        assert_eq!((fetched.to, fetched.missing), (COUNT - 1, vec![]));
+        wan.sleep(Duration::from_millis(300)).await;
+        got.extend(numbers(&mut inbox));
+        assert_eq!(got, all);
+    });
+}
+
+#[test]
+fn who_asks_for_too_much_at_once_is_told_to_ask_again() {
+    run_virtual(12, |wan| async move {
+        let world = world(&wan).await;
+        let mut bob = world.group_client(3, "bob").await;
+        bob.joined("news").await;
+        // Its silence keeps the questions open.
+        world.relay_hosts[0].kill();
+        let ask = |sender| {
+            client_message::Body::FetchGroup(FetchGroup {
+                group: "news".to_owned(),
+                sender,
+                lane: 3,
+                from: 5,
+                to: 9,
+                origin: 0,
+            })
+        };
+        for sender in 0..66 {
+            bob.ask(ask(sender)).await;
+        }
+        // One of those that are open, again: it takes the place of the former question.
+        bob.ask(ask(7)).await;
+        let mut answers = Vec::new();
+        while answers.len() < 66 {
+            let answer = bob.news().await.expect("the session lives").body;
+            if let Some(edge_message::Body::GroupFetched(fetched)) = answer {
+                assert_eq!(
+                    (fetched.from, fetched.to, fetched.unreachable),
+                    (5, 4, true)
+                );
+                answers.push((fetched.sender, fetched.busy));
+            }
+        }
+        assert_eq!(answers[..2], [(64, true), (65, true)], "at once");
+        answers.sort_unstable();
+        let open: Vec<(u64, bool)> = (0..64).map(|sender| (sender, false)).collect();
+        assert_eq!(answers[..64], open);
+        // There is room again.
+        let id = bob.ask(ask(65)).await;
+        let Some(edge_message::Body::GroupFetched(fetched)) = bob.answer(id).await else {
+            panic!("no answer");
+        };
+        assert!(!fetched.busy);
     });
 }
 

@@ -55,8 +55,9 @@ pub(super) struct Groups {
     /// Packets held of senders that are not known yet.
     held: usize,
     members: BTreeMap<MemberKey, MemberEntry>,
-    /// Lanes of which nothing was heard but that the edge could not give us something of.
-    unheard: BTreeSet<(Arc<str>, u64, u32)>,
+    /// Lanes of which nothing was heard but that the edge could not give us something of, and the relay
+    /// index of the sender's edge.
+    unheard: BTreeMap<Unheard, u32>,
     /// Lanes with something for the application.
     readable: VecDeque<MemberKey>,
     open_fetches: usize,
@@ -133,7 +134,12 @@ enum Timer {
     Group(Arc<str>),
     Send(Arc<str>, u32),
     Member(MemberKey),
+    /// The edge was too busy to give us this segment of a lane of which nothing was heard.
+    Unheard(Unheard, u64),
 }
+
+/// Group, sender instance and lane.
+type Unheard = (Arc<str>, u64, u32);
 
 impl Groups {
     pub(super) fn new(
@@ -153,7 +159,7 @@ impl Groups {
             sources: FxHashMap::default(),
             held: 0,
             members: BTreeMap::new(),
-            unheard: BTreeSet::new(),
+            unheard: BTreeMap::new(),
             readable: VecDeque::new(),
             open_fetches: 0,
             timers: BTreeSet::new(),
@@ -413,6 +419,7 @@ impl Groups {
                         self.serve_member(&key, now);
                     }
                 }
+                Timer::Unheard(unheard, sequence) => self.ask_unheard(&unheard, sequence),
             }
         }
     }

@@ -107,6 +107,7 @@ impl Net {
                     to,
                     missing,
                     unreachable: false,
+                    busy: false,
                 };
                 state.sessions[&me].tell(id, edge_message::Body::GroupFetched(fetched));
             }

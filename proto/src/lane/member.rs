@@ -52,6 +52,8 @@ pub struct Fetched<'a> {
     pub missing: &'a [u64],
     /// The sender's edge did not answer.
     pub unreachable: bool,
+    /// The edge did not take the question.
+    pub busy: bool,
 }
 
 /// A group member's end of a lane: as a [`ReceiveLane`] it puts messages together, orders them and
@@ -149,8 +151,12 @@ impl MemberLane {
             return;
         }
         let (from, to) = (fetched.from, fetched.to.min(self.asked_to));
+        if fetched.busy {
+            // It was none.
+            self.tries = self.tries.saturating_sub(1);
+        }
         self.asking = Asking::At(now + self.pause());
-        if fetched.unreachable {
+        if fetched.busy || fetched.unreachable {
             // The sender may be on its way to another edge; and then it sends again.
             return self.settle(now);
         }

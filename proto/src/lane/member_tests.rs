@@ -61,6 +61,7 @@ enum Arrival {
         to: u64,
         missing: Vec<u64>,
         unreachable: bool,
+        busy: bool,
     },
     /// A new session.
     Resume,
@@ -85,6 +86,8 @@ struct World {
     /// How often each segment was lost on its way to the member, at most [`MOST_LOSSES`].
     losses: Vec<u8>,
     unreachable_until: Instant,
+    /// Questions that the edge does not take, percent.
+    busy: u64,
     /// Segments that the sender has sent so far.
     sent: u64,
     taken: Vec<Taken>,
@@ -106,6 +109,7 @@ impl World {
             losses: vec![0; segments.len()],
             segments,
             unreachable_until: now,
+            busy: 0,
             sent: 0,
             taken: Vec::new(),
             fetches: 0,
@@ -136,6 +140,15 @@ impl World {
     }
 
     fn answer(&mut self, fetch: Fetch) {
+        if self.dice.happens(self.busy) {
+            return self.arrive(Arrival::Fetched {
+                from: fetch.from,
+                to: fetch.from.saturating_sub(1),
+                missing: Vec::new(),
+                unreachable: true,
+                busy: true,
+            });
+        }
         self.fetches += 1;
         let to = fetch.to.min(self.sent.saturating_sub(1));
         let unreachable = self.now < self.unreachable_until;
@@ -159,6 +172,7 @@ impl World {
             to,
             missing,
             unreachable,
+            busy: false,
         });
     }
 
@@ -198,6 +212,7 @@ impl World {
                         to,
                         missing,
                         unreachable,
+                        busy,
                     } => {
                         let missing = &missing;
                         let fetched = Fetched {
@@ -205,6 +220,7 @@ impl World {
                             to,
                             missing,
                             unreachable,
+                            busy,
                         };
                         self.lane.on_fetched(&fetched, self.now);
                     }
@@ -244,9 +260,11 @@ proptest! {
     fn a_member_gets_all_that_the_edges_hold(
         (seed, loss, jitter_ms, pause) in (any::<u64>(), 0..40u64, 0..80u64, 0..60u64),
         (away, back) in (0..3_000u64, 0..3_000u64),
+        busy in 0..70u64,
         lengths in lengths(),
     ) {
         let mut world = World::new(seed, loss, jitter_ms, segments(&lengths));
+        world.busy = busy;
         // The first one comes: a member knows nothing of a lane until something of it does.
         world.lane.on_newest(0, world.now);
         let began = world.now;
@@ -357,7 +375,7 @@ proptest! {
                 2 => lane.on_skip(&Skip { sender: SENDER, lane: LANE, base: a }, now),
                 3 => lane.on_newest(a, now),
                 _ => lane.on_fetched(
-                    &Fetched { from: a, to: b, missing: &[a, b, b, a, 7], unreachable: last },
+                    &Fetched { from: a, to: b, missing: &[a, b, b, a, 7], unreachable: last, busy: b % 2 == 0 },
                     now,
                 ),
             }

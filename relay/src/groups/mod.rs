@@ -56,6 +56,21 @@ pub(crate) struct LaneKey {
     pub(crate) lane: u32,
 }
 
+impl LaneKey {
+    /// The least of all keys …
+    pub(crate) const FIRST: Self = Self {
+        group: GroupKey(u64::MIN),
+        sender: u64::MIN,
+        lane: u32::MIN,
+    };
+    /// … and the greatest.
+    pub(crate) const LAST: Self = Self {
+        group: GroupKey(u64::MAX),
+        sender: u64::MAX,
+        lane: u32::MAX,
+    };
+}
+
 /// What an operator sets of groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupSettings {

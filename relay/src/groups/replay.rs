@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -11,8 +11,8 @@ use tradewind_proto::{Class, GroupKey, Locator};
 
 use super::{GroupSettings, LaneKey};
 
-/// What a segment costs besides its bytes.
-const OVERHEAD: usize = 160;
+/// What a segment costs besides its bytes: itself, its place in its lane and in the orders.
+const OVERHEAD: usize = 240;
 /// One group takes at most this share of the room.
 const GROUP_SHARE: usize = 4;
 /// Payloads up to this length get bytes of their own: as they come they are a part of the datagram that
@@ -37,16 +37,20 @@ pub(crate) struct Held {
 #[derive(Debug)]
 pub(crate) struct ReplayWindows {
     limits: GroupSettings,
-    lanes: FxHashMap<LaneKey, BTreeMap<u64, Held>>,
-    bytes: usize,
-    order: VecDeque<(Instant, LaneKey, u64)>,
     groups: FxHashMap<GroupKey, OfGroup>,
+    bytes: usize,
+    /// What is held, in the order of its coming.
+    order: BTreeMap<u64, (LaneKey, u64)>,
+    next: u64,
 }
 
 #[derive(Debug, Default)]
 struct OfGroup {
     bytes: usize,
-    order: VecDeque<(Instant, LaneKey, u64)>,
+    /// The group's part of the order.
+    order: VecDeque<u64>,
+    /// By sender instance and lane.
+    lanes: FxHashMap<(u64, u32), BTreeMap<u64, Held>>,
 }
 
 impl Held {
@@ -66,72 +70,58 @@ impl ReplayWindows {
     pub(crate) fn new(limits: GroupSettings) -> Self {
         Self {
             limits,
-            lanes: FxHashMap::default(),
-            bytes: 0,
-            order: VecDeque::new(),
             groups: FxHashMap::default(),
+            bytes: 0,
+            order: BTreeMap::new(),
+            next: 0,
         }
     }
 
     /// Takes a segment; `false` when it is held already.
     pub(crate) fn insert(&mut self, lane: LaneKey, sequence: u64, mut held: Held) -> bool {
-        let window = self.lanes.entry(lane).or_default();
+        let group = self.groups.entry(lane.group).or_default();
+        let window = group.lanes.entry((lane.sender, lane.lane)).or_default();
         if window.contains_key(&sequence) {
             return false;
         }
         if held.payload.len() <= SMALL {
             held.payload = Bytes::copy_from_slice(&held.payload);
         }
-        let (cost, entry) = (held.cost(), (held.arrived, lane, sequence));
+        let cost = held.cost();
         window.insert(sequence, held);
+        self.order.insert(self.next, (lane, sequence));
+        group.order.push_back(self.next);
+        self.next += 1;
         self.bytes += cost;
-        self.order.push_back(entry);
-        let group = self.groups.entry(lane.group).or_default();
         group.bytes += cost;
-        group.order.push_back(entry);
-        while self
-            .groups
-            .get(&lane.group)
-            .is_some_and(|group| group.bytes > self.limits.replay_bytes / GROUP_SHARE)
+        let most = self.limits.replay_bytes;
+        while let Some(group) = self.groups.get(&lane.group)
+            && group.bytes > most / GROUP_SHARE
+            && let Some(&oldest) = group.order.front()
         {
-            let oldest = self
-                .groups
-                .get_mut(&lane.group)
-                .and_then(|g| g.order.pop_front());
-            let Some(oldest) = oldest else {
-                break;
-            };
-            self.remove(oldest);
+            self.forget(oldest);
         }
-        while self.bytes > self.limits.replay_bytes {
-            let Some(oldest) = self.order.pop_front() else {
-                break;
-            };
-            self.remove(oldest);
+        while self.bytes > most
+            && let Some((&oldest, _)) = self.order.first_key_value()
+        {
+            self.forget(oldest);
         }
         true
     }
 
     /// Forgets what is too old.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        let old = |at: Instant, age: Duration| now.saturating_duration_since(at) > age;
-        while let Some(&oldest) = self.order.front()
-            && old(oldest.0, self.limits.replay_age)
+        while let Some((&oldest, &(lane, sequence))) = self.order.first_key_value()
+            && self.get(lane, sequence).is_none_or(|held| {
+                now.saturating_duration_since(held.arrived) > self.limits.replay_age
+            })
         {
-            self.order.pop_front();
-            self.remove(oldest);
+            self.forget(oldest);
         }
-        let age = self.limits.replay_age;
-        self.groups.retain(|_, group| {
-            while group.order.front().is_some_and(|oldest| old(oldest.0, age)) {
-                group.order.pop_front();
-            }
-            !group.order.is_empty()
-        });
     }
 
     pub(crate) fn get(&self, lane: LaneKey, sequence: u64) -> Option<&Held> {
-        self.lanes.get(&lane)?.get(&sequence)
+        self.window(lane)?.get(&sequence)
     }
 
     #[cfg(test)]
@@ -141,16 +131,19 @@ impl ReplayWindows {
 
     /// The newest segment of a lane that is held.
     pub(crate) fn newest(&self, lane: LaneKey) -> Option<u64> {
-        let (&sequence, _) = self.lanes.get(&lane)?.last_key_value()?;
+        let (&sequence, _) = self.window(lane)?.last_key_value()?;
         Some(sequence)
     }
 
     /// The lanes of a group of which something is held.
     pub(crate) fn lanes_of(&self, group: GroupKey) -> impl Iterator<Item = LaneKey> + '_ {
-        self.lanes
-            .keys()
-            .copied()
-            .filter(move |lane| lane.group == group)
+        let lanes = self.groups.get(&group).into_iter();
+        let lanes = lanes.flat_map(|of_group| of_group.lanes.keys());
+        lanes.map(move |&(sender, lane)| LaneKey {
+            group,
+            sender,
+            lane,
+        })
     }
 
     /// The segments of a lane from `from` to `to`, both included.
@@ -160,7 +153,7 @@ impl ReplayWindows {
         from: u64,
         to: u64,
     ) -> impl Iterator<Item = (u64, &Held)> {
-        let window = self.lanes.get(&lane).filter(|_| from <= to);
+        let window = self.window(lane).filter(|_| from <= to);
         let held = window
             .into_iter()
             .flat_map(move |held| held.range(from..=to));
@@ -172,31 +165,40 @@ impl ReplayWindows {
         self.bytes
     }
 
-    /// Takes out what is still there of what was put in then.
-    fn remove(&mut self, (arrived, lane, sequence): (Instant, LaneKey, u64)) {
-        let Some(window) = self.lanes.get_mut(&lane) else {
+    fn window(&self, lane: LaneKey) -> Option<&BTreeMap<u64, Held>> {
+        let group = self.groups.get(&lane.group)?;
+        group.lanes.get(&(lane.sender, lane.lane))
+    }
+
+    /// Takes out the segment with that number in the order: the oldest one of its group.
+    fn forget(&mut self, number: u64) {
+        let Some((lane, sequence)) = self.order.remove(&number) else {
             return;
         };
-        if window
-            .get(&sequence)
-            .is_none_or(|held| held.arrived != arrived)
-        {
+        let Some(group) = self.groups.get_mut(&lane.group) else {
             return;
-        }
-        if let Some(held) = window.remove(&sequence) {
-            self.bytes -= held.cost();
-            if let Some(group) = self.groups.get_mut(&lane.group) {
+        };
+        group.order.pop_front();
+        let key = (lane.sender, lane.lane);
+        if let Some(window) = group.lanes.get_mut(&key) {
+            if let Some(held) = window.remove(&sequence) {
+                self.bytes -= held.cost();
                 group.bytes -= held.cost();
             }
+            if window.is_empty() {
+                group.lanes.remove(&key);
+            }
         }
-        if window.is_empty() {
-            self.lanes.remove(&lane);
+        if group.order.is_empty() {
+            self.groups.remove(&lane.group);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tradewind_proto::RelayIndex;
 
     use super::*;
@@ -267,6 +269,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_remembered_of_the_order_is_bounded_with_what_is_held() {
+        let now = start();
+        let mut windows = windows(8 * (1_000 + OVERHEAD));
+        for sequence in 0..1_000 {
+            // One group is full at once, the others push out each other's and its own.
+            let group = if sequence % 2 == 0 { 0 } else { sequence % 7 };
+            assert!(windows.insert(lane(group), sequence, held(1_000, now)));
+            let groups = windows.groups.values();
+            let (in_groups, bytes) = groups.fold((0, 0), |(count, bytes), group| {
+                let held: usize = group.lanes.values().map(BTreeMap::len).sum();
+                assert_eq!(held, group.order.len());
+                (count + held, bytes + group.bytes)
+            });
+            assert_eq!((windows.order.len(), windows.bytes), (in_groups, bytes));
+            assert!(in_groups <= 8);
+        }
+        let mut lanes: Vec<LaneKey> = windows.lanes_of(GroupKey(0)).collect();
+        assert_eq!(lanes.pop(), Some(lane(0)));
+        assert_eq!(lanes, []);
+    }
+
+    #[test]
     fn the_old_are_forgotten_and_the_young_are_not() {
         let now = start();
         let mut windows = windows(1 << 20);
@@ -286,6 +310,6 @@ mod tests {
         );
         windows.sweep(now + Duration::from_secs(60));
         assert_eq!((windows.bytes(), windows.newest(lane(1))), (0, None));
-        assert!(windows.groups.is_empty() && windows.lanes.is_empty() && windows.order.is_empty());
+        assert!(windows.groups.is_empty() && windows.order.is_empty());
     }
 }

@@ -32,6 +32,7 @@ use crate::{
         Announced, CACHE_LEASE, GroupId, GroupSettings, Home, HomeAction, IngressLane, LaneKey,
         RelayCache, ReplayWindows,
     },
+    tables::RulesByPlan,
 };
 
 /// How long a request between relays waits for its answer before it is made again.
@@ -105,6 +106,8 @@ pub(super) struct Groups {
 #[derive(Debug)]
 struct Group {
     id: Arc<GroupId>,
+    /// The rule sets that what is sent to it keeps to.
+    rules: RulesByPlan,
     members: Vec<Member>,
     /// Where each of them stands in `members`.
     places: FxHashMap<ConnKey, usize>,
@@ -213,6 +216,7 @@ impl Group {
     fn new(id: Arc<GroupId>) -> Self {
         Self {
             id,
+            rules: RulesByPlan::default(),
             members: Vec::new(),
             places: FxHashMap::default(),
             announced: Announced::default(),

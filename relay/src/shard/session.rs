@@ -7,6 +7,7 @@ mod token;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,7 +16,7 @@ use prost::Message as _;
 use rand::RngExt;
 use rustc_hash::FxHashMap;
 use tradewind_proto::{
-    Class, CloseCode, Locator, PlanId, Profile, RelayIndex, UserKey,
+    Class, CloseCode, Locator, Profile, RelayIndex, UserKey,
     control::{
         ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult,
         Role as SessionRole, Way, Welcome, client_message, edge_message, lookup_result,
@@ -28,7 +29,9 @@ use super::{
     ConnKey, Shard, TimerKey,
     connection::{Conn, Role},
 };
-use crate::{allowance::Allowance, apps::AppId, directory::Whereabouts, plan::Plan};
+use crate::{
+    allowance::Allowance, apps::AppId, directory::Whereabouts, plan::Plan, tables::RulesByPlan,
+};
 
 /// Handles that one session may hold.
 const MAX_HANDLES: usize = 16_384;
@@ -53,8 +56,8 @@ pub(crate) struct Session {
     by_locator: FxHashMap<Locator, u32>,
     /// Handles that lead nowhere any more, and since when.
     resting: VecDeque<(Instant, u32)>,
-    /// The rule set that its app keeps to, by the (at most two) plans that are stamped.
-    rules: [(PlanId, u8); 2],
+    /// The rule sets that its app keeps to.
+    rules: RulesByPlan,
     groups: groups::SessionGroups,
     /// When the client is to be told that it is still known, and in answer to what.
     answer_due: Option<(Instant, u32)>,
@@ -116,15 +119,10 @@ impl Session {
             .is_some_and(|ready| unix_s(wall) >= ready.claims.exp)
     }
 
-    /// The rule set of this session's packets in a plan. Plans do not change, so it is found out once
-    /// for each.
+    /// The rule set of this session's packets in a plan.
     fn rules_in(&mut self, plan: &Plan) -> u8 {
-        if let Some(&(_, rules)) = self.rules.iter().find(|(id, _)| *id == plan.id) {
-            return rules;
-        }
         let app = self.ready.as_ref().map_or("", |ready| &ready.user.app);
-        self.rules = [(plan.id, plan.rules_for_app(app)), self.rules[0]];
-        self.rules[0].1
+        self.rules.of(plan, |plan| plan.rules_for_app(app))
     }
 
     /// The handle for the session at `locator`; `true` when it was made just now.
@@ -228,7 +226,7 @@ impl Shard {
             handles: Vec::new(),
             by_locator: FxHashMap::default(),
             resting: VecDeque::new(),
-            rules: [(PlanId::NONE, 0); 2],
+            rules: RulesByPlan::default(),
             groups: groups::SessionGroups::default(),
             answer_due: None,
         }))

@@ -7,11 +7,11 @@ use std::{
 
 use tradewind_proto::{
     control::{FetchGroup, GroupFetched, GroupHead, GroupSource, client_message::Body},
-    lane::{Data, Fetched, LaneFrame, MemberLane, Taken},
+    lane::{Data, Fetched, LaneFrame, MISSING_FOR, MemberLane, Taken},
     packet::{Kind, Trace},
 };
 
-use super::{Groups, MAX_NAME, Timer};
+use super::{Groups, MAX_NAME, Timer, Unheard};
 use crate::{Event, Gap, Media, Message, core::Packet, inbox::Inbox};
 
 /// Cost of what one lane keeps, besides the message being put together, bytes.
@@ -143,25 +143,41 @@ impl Groups {
         // Our own lanes are for the others.
         let own = group.sender == head.sender;
         if group.joined && !own && self.unheard.len() < MAX_UNHEARD {
-            self.unheard.insert((name, head.sender, head.lane));
-            self.out.counts.fetches += 1;
-            let fetch = FetchGroup {
-                group: head.group.clone(),
-                sender: head.sender,
-                lane: head.lane,
-                from: head.newest,
-                to: head.newest,
-                origin: head.origin,
-            };
-            self.out
-                .questions
-                .push_back((Body::FetchGroup(fetch), None));
+            let unheard = (name, head.sender, head.lane);
+            self.unheard.insert(unheard.clone(), head.origin);
+            self.ask_unheard(&unheard, head.newest);
         }
+    }
+
+    /// Asks for a segment of a lane of which nothing was heard (yet).
+    pub(super) fn ask_unheard(&mut self, unheard: &Unheard, sequence: u64) {
+        let joined = self.by_name.get(&unheard.0).is_some_and(|g| g.joined);
+        let Some(&origin) = self.unheard.get(unheard).filter(|_| joined) else {
+            return;
+        };
+        let (group, sender, lane) = unheard;
+        self.out.counts.fetches += 1;
+        let fetch = FetchGroup {
+            group: group.to_string(),
+            sender: *sender,
+            lane: *lane,
+            from: sequence,
+            to: sequence,
+            origin,
+        };
+        self.out
+            .questions
+            .push_back((Body::FetchGroup(fetch), None));
     }
 
     /// The edge has answered what it holds.
     pub(in crate::core) fn on_fetched(&mut self, fetched: &GroupFetched, now: Instant) {
         let Some(key) = self.find_lane(&fetched.group, fetched.sender, fetched.lane) else {
+            if let Some((name, _)) = self.known(&fetched.group).filter(|_| fetched.busy) {
+                let unheard = (name, fetched.sender, fetched.lane);
+                let again = Some(now + MISSING_FOR);
+                self.set_timer(Timer::Unheard(unheard, fetched.from), None, again);
+            }
             return;
         };
         let Some(entry) = self.members.get_mut(&key) else {
@@ -175,6 +191,7 @@ impl Groups {
             to: fetched.to,
             missing: &fetched.missing,
             unreachable: fetched.unreachable,
+            busy: fetched.busy,
         };
         entry.lane.on_fetched(&answer, now);
         self.serve_member(&key, now);
@@ -339,7 +356,7 @@ impl Groups {
             let unheard = (key.group.clone(), data.sender, data.lane);
             // Something of it may have been missed while the client was no member: that is asked
             // for. For long enough it is kept; only if it was not is the rest told as a gap.
-            let missed = self.unheard.remove(&unheard)
+            let missed = self.unheard.remove(&unheard).is_some()
                 || away.is_some_and(|(_, back)| back.is_none_or(|back| now < back + REPLAY_AGE));
             let long = away.is_some_and(|(since, back)| {
                 back.unwrap_or(now).saturating_duration_since(since) >= REPLAY_AGE

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashMap;
 use tradewind_proto::{
     Class, GroupKey, RelayIndex,
     control::{
@@ -18,8 +19,10 @@ use crate::groups::{Fetch, GroupId, Held, OriginAsk, Step};
 
 /// How often it is looked whether members have room again, and edges have answered.
 const TICK: Duration = Duration::from_millis(50);
-/// Fetches that one session may have open.
+/// Fetches that one session may have open, …
 const MAX_FETCHES: usize = 64;
+/// … and all together.
+const MAX_ALL_FETCHES: usize = 200_000;
 /// Segments and bytes that an edge sends another one at a time.
 const REPLAY_SEGMENTS: usize = 256;
 const REPLAY_BYTES: usize = 512 << 10;
@@ -33,9 +36,20 @@ const MAX_HEADS: usize = 256;
 pub(super) struct Recovery {
     missed: BTreeMap<ConnKey, BTreeSet<LaneKey>>,
     fetches: BTreeMap<(ConnKey, LaneKey), Running>,
-    asks: BTreeMap<LaneKey, (RelayIndex, OriginAsk)>,
+    asks: BTreeMap<LaneKey, Asked>,
+    /// The lanes of `asks` by the ids of the questions.
+    asked: FxHashMap<u64, LaneKey>,
     /// Its timer is set.
     pub(super) armed: bool,
+}
+
+/// A sender's edge that is asked for what is not held here.
+#[derive(Debug)]
+struct Asked {
+    origin: RelayIndex,
+    ask: OriginAsk,
+    /// Whose fetches of the lane wait for it.
+    waiting: BTreeSet<ConnKey>,
 }
 
 #[derive(Debug)]
@@ -53,8 +67,16 @@ impl Recovery {
         if let Some(lanes) = self.missed.get_mut(&key) {
             lanes.retain(|lane| !of(lane));
         }
-        self.fetches
-            .retain(|(session, lane), _| *session != key || !of(lane));
+        let gone: Vec<LaneKey> = self.fetches_of(key).filter(of).collect();
+        for lane in gone {
+            self.fetches.remove(&(key, lane));
+        }
+    }
+
+    /// The lanes of which a session fetches something.
+    fn fetches_of(&self, key: ConnKey) -> impl Iterator<Item = LaneKey> + '_ {
+        let all = (key, LaneKey::FIRST)..=(key, LaneKey::LAST);
+        self.fetches.range(all).map(|(&(_, lane), _)| lane)
     }
 
     fn is_idle(&self) -> bool {
@@ -92,10 +114,14 @@ impl Shard {
             .known
             .get(&group)
             .is_some_and(|known| known.places.contains_key(&key));
-        let fetches = groups.recovery.fetches.keys();
-        let open = fetches.filter(|(session, _)| *session == key).count();
-        if !member || request.from > request.to || open >= MAX_FETCHES {
-            return self.tell_nothing_fetched(key, reply_to, request);
+        if !member || request.from > request.to {
+            return self.tell_nothing_fetched(key, reply_to, request, false);
+        }
+        let recovery = &groups.recovery;
+        let full = recovery.fetches_of(key).count() >= MAX_FETCHES
+            || recovery.fetches.len() >= MAX_ALL_FETCHES;
+        if full && !recovery.fetches.contains_key(&(key, lane)) {
+            return self.tell_nothing_fetched(key, reply_to, request, true);
         }
         let fetch = Fetch::new(lane, request.from, request.to);
         let groups = &mut self.groups;
@@ -104,9 +130,13 @@ impl Shard {
             .filter(|&relay| relay != self.tables.me && self.tables.members.contains_key(&relay));
         let lacking = fetch.not_held(&groups.windows).zip(origin);
         if let Some((range, origin)) = lacking {
-            let ask = groups.recovery.asks.entry(lane);
-            let (_, ask) = ask.or_insert_with(|| (origin, OriginAsk::new(range, now)));
-            ask.widen(range);
+            let asked = groups.recovery.asks.entry(lane).or_insert_with(|| Asked {
+                origin,
+                ask: OriginAsk::new(range, now),
+                waiting: BTreeSet::new(),
+            });
+            asked.ask.widen(range);
+            asked.waiting.insert(key);
         }
         let running = Running {
             reply_to,
@@ -114,15 +144,22 @@ impl Shard {
             waits: lacking.is_some(),
         };
         groups.recovery.fetches.insert((key, lane), running);
-        self.recover(now);
+        match lacking {
+            Some(_) => self.ask_origin(lane, now),
+            None => self.pump_fetch(key, lane, now),
+        }
+        if !self.groups.recovery.is_idle() {
+            self.recover_soon(now);
+        }
     }
 
-    /// Whoever is no member, or asks for too much at once, gets nothing.
+    /// Whoever is no member gets nothing, and who asks for too much at once is to ask again (`busy`).
     pub(in crate::shard) fn tell_nothing_fetched(
         &mut self,
         key: ConnKey,
         reply_to: u32,
         request: &FetchGroup,
+        busy: bool,
     ) {
         let fetched = GroupFetched {
             group: request.group.clone(),
@@ -130,6 +167,9 @@ impl Shard {
             lane: request.lane,
             from: request.from,
             to: request.from.saturating_sub(1),
+            // For those that do not know what busy is.
+            unreachable: busy,
+            busy,
             ..GroupFetched::default()
         };
         self.tell(key, reply_to, edge_message::Body::GroupFetched(fetched));
@@ -175,12 +215,12 @@ impl Shard {
 
     fn ask_origin(&mut self, lane: LaneKey, now: Instant) {
         let groups = &mut self.groups;
-        let Some((origin, ask)) = groups.recovery.asks.get_mut(&lane) else {
+        let Some(Asked { origin, ask, .. }) = groups.recovery.asks.get_mut(&lane) else {
             return;
         };
-        let origin = *origin;
+        let (origin, before) = (*origin, ask.id);
         if ask.is_over(now) {
-            self.origin_said(lane, None, true);
+            self.origin_said(lane, None, true, now);
             return;
         }
         let next_id = &mut groups.next_id;
@@ -191,8 +231,11 @@ impl Shard {
         let Some((from, to)) = ask.due(next, now) else {
             return;
         };
-        let (id, Some(group)) = (ask.id, groups.known.get(&lane.group)) else {
-            self.origin_said(lane, None, true);
+        let id = ask.id;
+        groups.recovery.asked.remove(&before);
+        groups.recovery.asked.insert(id, lane);
+        let Some(group) = groups.known.get(&lane.group) else {
+            self.origin_said(lane, None, true, now);
             return;
         };
         let fetch = GroupFetch {
@@ -205,13 +248,19 @@ impl Shard {
         self.send_control(origin, id, Body::GroupFetch(fetch), now);
     }
 
-    /// Nothing more is to be had of a lane from its sender's edge.
-    fn origin_said(&mut self, lane: LaneKey, newest: Option<u64>, unreachable: bool) {
+    /// Nothing more is to be had of a lane from its sender's edge: whoever waits gets what there is.
+    fn origin_said(&mut self, lane: LaneKey, newest: Option<u64>, unreachable: bool, now: Instant) {
         let recovery = &mut self.groups.recovery;
-        recovery.asks.remove(&lane);
-        for ((_, of), running) in &mut recovery.fetches {
-            if *of == lane && std::mem::take(&mut running.waits) {
+        let Some(Asked { ask, waiting, .. }) = recovery.asks.remove(&lane) else {
+            return;
+        };
+        recovery.asked.remove(&ask.id);
+        for key in waiting {
+            if let Some(running) = self.groups.recovery.fetches.get_mut(&(key, lane))
+                && std::mem::take(&mut running.waits)
+            {
                 running.fetch.origin_said(newest, unreachable);
+                self.pump_fetch(key, lane, now);
             }
         }
     }
@@ -247,6 +296,7 @@ impl Shard {
                         to,
                         missing,
                         unreachable,
+                        busy: false,
                     };
                     return self.tell(key, reply_to, edge_message::Body::GroupFetched(fetched));
                 }
@@ -349,19 +399,22 @@ impl Shard {
         replay: GroupReplay,
         now: Instant,
     ) {
-        let mut asks = self.groups.recovery.asks.iter_mut();
-        let Some((&lane, (origin, ask))) = asks.find(|(_, (_, ask))| ask.id == id) else {
+        let recovery = &mut self.groups.recovery;
+        let Some(&lane) = recovery.asked.get(&id) else {
             return;
         };
-        if *origin != from {
+        let Some(Asked { ask, .. }) = recovery.asks.get_mut(&lane).filter(|a| a.origin == from)
+        else {
             return;
-        }
+        };
         if replay.payload.is_empty() {
             let newest = (!replay.nothing).then_some(replay.newest);
             if ask.end(newest) {
-                self.origin_said(lane, newest, false);
+                self.origin_said(lane, newest, false, now);
+            } else {
+                self.ask_origin(lane, now);
             }
-            return self.recover(now);
+            return;
         }
         let payload = replay.payload.into();
         let source = replay.source.and_then(|source| source.locator());

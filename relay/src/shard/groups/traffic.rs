@@ -17,7 +17,10 @@ use crate::{
     forwarder::HOP_LIMIT,
     groups::{Held, IngressLane, Taken},
     packet::Packet,
+    plan::Plan,
     queue::Queued,
+    shard::session::Session,
+    tables::Stamp,
 };
 
 /// A packet of a session for a group that it may send to.
@@ -132,38 +135,59 @@ impl Shard {
         base: u64,
         now: Instant,
     ) -> Result<&mut IngressLane, DropReason> {
-        let receiver = self.rng.random();
-        let owner = self
-            .session(sent.session)
-            .and_then(|session| session.user());
-        let owner = owner.ok_or(DropReason::NotReady)?.user.clone();
-        let groups = &mut self.groups;
-        let group = groups
-            .known
-            .get_mut(&lane.group)
-            .ok_or(DropReason::UnknownHandle)?;
+        let group = self.groups.known.get(&lane.group);
+        let group = group.ok_or(DropReason::UnknownHandle)?;
         let key = (lane.sender, lane.lane);
-        if !group.lanes.contains_key(&key) {
-            if groups.lanes >= MAX_LANES {
-                return Err(DropReason::QueueFull);
+        let known = group.lanes.get(&key);
+        // A session is the same user's for ever.
+        if known.is_none_or(|known| known.session != sent.session) {
+            let user = self.session(sent.session).and_then(Session::user);
+            let owner = &user.ok_or(DropReason::NotReady)?.user;
+            match known {
+                // Members know the sender's instance; nobody else may use it.
+                Some(known) if known.owner != *owner => return Err(DropReason::Denied),
+                Some(_) => {}
+                None if self.groups.lanes >= MAX_LANES => return Err(DropReason::QueueFull),
+                None => {
+                    let owner = owner.clone();
+                    self.begin_lane(sent, lane, owner, base, now);
+                }
             }
-            groups.lanes += 1;
         }
-        let state = group.lanes.entry(key).or_insert_with(|| Lane {
-            ingress: IngressLane::new(receiver, base, now),
-            owner: owner.clone(),
-            session: sent.session,
-            handle: sent.handle,
-        });
-        // Members know the sender's instance; nobody else may use it.
-        if state.owner != owner {
-            return Err(DropReason::Denied);
-        }
+        let group = self.groups.known.get_mut(&lane.group);
+        let state = group.and_then(|group| group.lanes.get_mut(&key));
+        let state = state.ok_or(DropReason::UnknownHandle)?;
         state.session = sent.session;
         state.handle = sent.handle;
         state.ingress.used = now;
         state.ingress.go_on_from(base);
         Ok(&mut state.ingress)
+    }
+
+    /// A sender's lane that is new here.
+    fn begin_lane(&mut self, sent: &Sent, lane: LaneKey, owner: String, base: u64, now: Instant) {
+        let new = Lane {
+            ingress: IngressLane::new(self.rng.random(), base, now),
+            owner,
+            session: sent.session,
+            handle: sent.handle,
+        };
+        if let Some(group) = self.groups.known.get_mut(&lane.group) {
+            group.lanes.insert((lane.sender, lane.lane), new);
+            self.groups.lanes += 1;
+        }
+    }
+
+    /// What a packet that is sent to a group here and now is stamped with.
+    pub(in crate::shard) fn stamp_to_group(&mut self, key: GroupKey, flow: FlowHash) -> Stamp {
+        let group = self.groups.known.get_mut(&key);
+        self.tables.stamp_to_group(flow, |plan| {
+            group.map_or(0, |group| {
+                let id = &group.id;
+                let find = |plan: &Plan| plan.rules_for_group(&id.app, &id.group);
+                group.rules.of(plan, find)
+            })
+        })
     }
 
     /// Sends a packet that entered here to the relays in it, and to the members here if `local`.
@@ -236,7 +260,6 @@ impl Shard {
                     lane: data.lane,
                     sequence: data.sequence,
                     age_us: age_us(&packet, now),
-                    no_members: !any,
                 };
                 let origin = packet.header.sender.relay;
                 self.groups.held.entry(origin).or_default().push(segment);
@@ -351,11 +374,15 @@ impl Shard {
     }
 
     /// A packet of a segment in the replay window, as it would enter the network here now.
-    pub(super) fn held_packet(&self, lane: LaneKey, sequence: u64, now: Instant) -> Option<Packet> {
-        let held = self.groups.windows.get(lane, sequence)?;
-        let id = &self.groups.known.get(&lane.group)?.id;
-        let flow = FlowHash::new(held.source, lane.lane);
-        let stamp = self.tables.stamp_to_group(flow, &id.app, &id.group);
+    pub(super) fn held_packet(
+        &mut self,
+        lane: LaneKey,
+        sequence: u64,
+        now: Instant,
+    ) -> Option<Packet> {
+        let held = self.groups.windows.get(lane, sequence)?.clone();
+        let tenant = Tenant::of(&self.groups.known.get(&lane.group)?.id.app);
+        let stamp = self.stamp_to_group(lane.group, FlowHash::new(held.source, lane.lane));
         let header = LinkHeader {
             profile: stamp.profile,
             tree: stamp.tree,
@@ -363,10 +390,10 @@ impl Shard {
             age_us: held.age_at(now),
             flow: lane.lane,
             sequence: sequence as u32,
-            tenant: Tenant::of(&id.app),
+            tenant,
             ..message_header(held.class, held.source, Destination::Group(lane.group))
         };
-        Some(Packet::new(header, held.payload.clone(), 0, now))
+        Some(Packet::new(header, held.payload, 0, now))
     }
 
     /// Tells the sender of a lane which of its segments every edge holds.

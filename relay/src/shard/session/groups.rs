@@ -27,7 +27,15 @@ const MAX_GROUPS: usize = 1_024;
 #[derive(Debug, Default)]
 pub(in crate::shard) struct SessionGroups {
     /// By handle, less its highest bits.
-    known: Vec<(GroupKey, Arc<GroupId>)>,
+    known: Vec<KnownGroup>,
+}
+
+#[derive(Debug)]
+struct KnownGroup {
+    key: GroupKey,
+    id: Arc<GroupId>,
+    /// Whether the session's token allows it to send there.
+    may_send: bool,
 }
 
 /// Whether a client's handle is of a group.
@@ -37,16 +45,17 @@ pub(in crate::shard) const fn is_of_group(handle: u32) -> bool {
 
 impl SessionGroups {
     fn named(&self, group: &str) -> Option<(u32, GroupKey)> {
-        let place = self.known.iter().position(|(_, id)| id.group == group)?;
-        Some((HANDLE | place as u32, self.known[place].0))
+        let mut known = self.known.iter();
+        let place = known.position(|known| known.id.group == group)?;
+        Some((HANDLE | place as u32, self.known[place].key))
     }
 
-    fn at(&self, handle: u32) -> Option<&(GroupKey, Arc<GroupId>)> {
+    fn at(&self, handle: u32) -> Option<&KnownGroup> {
         self.known.get((handle & !HANDLE) as usize)
     }
 
     pub(in crate::shard) fn keys(&self) -> impl Iterator<Item = GroupKey> + '_ {
-        self.known.iter().map(|(key, _)| *key)
+        self.known.iter().map(|known| known.key)
     }
 }
 
@@ -143,7 +152,7 @@ impl Shard {
         if let Some((_, group)) = known {
             return self.fetch_group(key, reply_to, group, fetch, now);
         }
-        self.tell_nothing_fetched(key, reply_to, fetch);
+        self.tell_nothing_fetched(key, reply_to, fetch, false);
     }
 
     /// The session's handle of a group and the group's key; answers by itself when there is none.
@@ -157,7 +166,7 @@ impl Shard {
         let session = self.session(key)?;
         let known = session.groups.named(name);
         let id = match known.and_then(|(handle, _)| session.groups.at(handle)) {
-            Some((_, id)) => id.clone(),
+            Some(known) => known.id.clone(),
             None => Arc::new(GroupId {
                 app: session.user()?.app.clone(),
                 group: name.to_owned(),
@@ -174,9 +183,15 @@ impl Shard {
             return None;
         }
         if known.is_none() {
-            let groups = &mut self.session_mut(key)?.groups;
-            groups.known.push((group, id));
-            return Some((HANDLE | (groups.known.len() - 1) as u32, group));
+            let session = self.session_mut(key)?;
+            let may_send = session.may_send_to(&id.group);
+            let known = &mut session.groups.known;
+            known.push(KnownGroup {
+                key: group,
+                id,
+                may_send,
+            });
+            return Some((HANDLE | (known.len() - 1) as u32, group));
         }
         known
     }
@@ -190,14 +205,19 @@ impl Shard {
         }
     }
 
-    /// A session has a new token: it receives nothing any more that this one does not allow.
+    /// A session has a new token: it sends and receives nothing any more that this one does not allow.
     pub(super) fn leave_denied_groups(&mut self, key: ConnKey, now: Instant) {
-        let Some(session) = self.session(key) else {
+        let Some(session) = self.session_mut(key) else {
             return;
         };
+        let mut known = std::mem::take(&mut session.groups.known);
+        for group in &mut known {
+            group.may_send = session.may_send_to(&group.id.group);
+        }
+        session.groups.known = known;
         let known = session.groups.known.iter();
-        let denied = known.filter(|(_, id)| !session.may_receive_from(&id.group));
-        let denied: Vec<GroupKey> = denied.map(|(key, _)| *key).collect();
+        let denied = known.filter(|known| !session.may_receive_from(&known.id.group));
+        let denied: Vec<GroupKey> = denied.map(|known| known.key).collect();
         for group in denied {
             self.remove_member(group, key, now);
         }
@@ -252,13 +272,14 @@ impl Shard {
         if raw.len() > packets::MAX_PACKET {
             return Err(DropReason::TooLarge);
         }
-        let Some((group, id)) = session.groups.at(access.handle).cloned() else {
+        let Some(known) = session.groups.at(access.handle) else {
             return Err(DropReason::UnknownHandle);
         };
         let claims = &ready.claims;
-        if !claims.allows_class(access.class) || !claims.may_send_to(&id.group) {
+        if !claims.allows_class(access.class) || !known.may_send {
             return Err(DropReason::Denied);
         }
+        let (group, id) = (known.key, known.id.clone());
         let max_message = claims.max_message_bytes();
         let (app, may_send) = (ready.app, ready.may_send(raw.len(), now));
         let sender = Locator {
@@ -276,7 +297,7 @@ impl Shard {
         if !self.know_group(group, &id, now) {
             return Err(DropReason::QueueFull);
         }
-        let stamp = tables.stamp_to_group(FlowHash::new(sender, access.flow), &id.app, &id.group);
+        let stamp = self.stamp_to_group(group, FlowHash::new(sender, access.flow));
         let header = LinkHeader {
             kind: access.kind,
             class: access.class,
