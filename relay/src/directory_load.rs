@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tradewind_proto::{Locator, RelayIndex, UserKey};
 
-use crate::directory::{Directory, LEASE, Whereabouts};
+use crate::directory::{Directory, LEASE, SWEEP_SHARE, Whereabouts};
 
 const USERS: u32 = 1_000_000;
 const LOOKUPS: u32 = 2_000_000;
@@ -37,8 +37,8 @@ fn now() -> Instant {
 #[test]
 #[ignore = "a measurement"]
 fn a_million_users_and_two_million_lookups() {
-    let directory = Directory::default();
     let start = now();
+    let directory = Directory::new(start);
     let before = memory();
     for n in 0..USERS {
         let at = Whereabouts {
@@ -51,7 +51,7 @@ fn a_million_users_and_two_million_lookups() {
             leg_us: 20_000,
             standby: false,
         };
-        assert!(directory.announce(user(n), at, LEASE, start));
+        assert!(directory.announce(&user(n), at, LEASE, start));
     }
     let (announced, after) = (now(), memory());
     // The questions as they come: their names have been parsed.
@@ -65,11 +65,17 @@ fn a_million_users_and_two_million_lookups() {
         .count();
     let took = begun.elapsed();
     assert_eq!(found, LOOKUPS as usize);
+    let swept = now();
+    directory.sweep(SWEEP_SHARE, start);
+    let sweep = swept.elapsed();
+    assert_eq!(directory.len(), USERS as usize);
     let per_second = |count: u32, took: Duration| f64::from(count) / took.as_secs_f64();
     println!(
-        "{:.0} bytes for each of {USERS} users; {:.0} announcements/s; {:.0} lookups/s",
+        "{:.0} bytes for each of {USERS} users; {:.0} announcements/s; {:.0} lookups/s; \
+         {:.1} ms for a sweep of one in {SWEEP_SHARE}",
         (after - before) as f64 / f64::from(USERS),
         per_second(USERS, announced - start),
         per_second(LOOKUPS, took),
+        sweep.as_secs_f64() * 1e3,
     );
 }

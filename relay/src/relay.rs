@@ -182,7 +182,7 @@ impl Relay {
             before = uplink.number;
         }
         let metrics = Arc::new(Metrics::new()?);
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::new(Directory::new(host.now()));
         let hooks = std::mem::take(&mut settings.webhooks);
         let webhooks = Webhooks::start(hooks, &settings.name, &host, &metrics.webhooks)?;
         let (news_sender, news) = mpsc::channel(64);

@@ -285,6 +285,11 @@ impl Conn {
         progress
     }
 
+    /// Whether something waits here that QUIC has not taken.
+    pub(super) fn has_more(&self) -> bool {
+        !self.queue.is_empty() || self.unfinished != 0 || !self.control.is_empty()
+    }
+
     /// Which classes have something that could be sent: waiting here for QUIC to take it, or inside
     /// QUIC, which would send any datagram first.
     fn waiting(&self) -> ByClass<bool> {

@@ -54,7 +54,7 @@ use self::{
 use crate::{
     allowance::Allowance,
     apps::{AppRates, Apps},
-    directory::{self, Directory, RENEWAL, Whereabouts},
+    directory::{self, Directory, RENEWAL, SWEEP_SHARE, Whereabouts},
     forwarder::Split,
     groups::GroupSettings,
     metrics::Metrics,
@@ -213,6 +213,8 @@ pub(crate) struct Shard {
     /// By slot - 1: generation and connection.
     slots: Vec<Option<(u32, ConnKey)>>,
     free_slots: Vec<u32>,
+    /// Where in `slots` those are that are announced again next.
+    next_renewed: usize,
     sessions: usize,
     /// Handshakes of clients that may be begun.
     admission: Allowance,
@@ -293,6 +295,7 @@ impl Shard {
             report_at: None,
             slots: Vec::new(),
             free_slots: Vec::new(),
+            next_renewed: 0,
             sessions: 0,
             admission: Allowance::new(f64::from(config.limits.handshakes_per_s), 4, now),
             busy_permille: 0,
@@ -643,8 +646,8 @@ impl Shard {
                     }
                     sent = true;
                 }
-                // What was sent has made room for what still waits.
-                if !room || !(handed_over || sent) {
+                // What was sent has made room for what still waits, if anything does.
+                if !room || !(handed_over || sent) || !conn.has_more() {
                     break;
                 }
             }
@@ -690,19 +693,21 @@ impl Shard {
                 self.tend_sessions(now);
                 self.sweep_requests(now);
                 self.sweep_groups(now);
+                self.directory.sweep(SWEEP_SHARE, now);
+                let users = self.directory.len();
+                self.metrics.directory_users.set(users as i64);
                 self.timers.push(now + report::PERIOD, TimerKey::Report);
             }
             TimerKey::ReportSoon => self.report_due(now),
             TimerKey::Groups(timer) => self.groups_due(timer, now),
             TimerKey::Presence => self.presence_due(now),
             TimerKey::Renewal => {
-                self.announce_all(now);
-                self.renew_groups(now);
-                self.directory.sweep(now);
-                let users = self.directory.len();
-                self.metrics.directory_users.set(users as i64);
-                self.count_watched();
-                self.timers.push(now + RENEWAL, TimerKey::Renewal);
+                if self.next_renewed == 0 {
+                    self.renew_groups(now);
+                    self.count_watched();
+                }
+                let pause = self.renew_some(now);
+                self.timers.push(now + pause, TimerKey::Renewal);
             }
         }
     }

@@ -1,7 +1,11 @@
 //! What relays ask each other: the directory, and who is behind a session. Asked in packets of kind
 //! `control`, over the same trees as everybody's packets.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -17,18 +21,20 @@ use tradewind_proto::{
 
 use super::{ConnKey, Shard, TimerKey};
 use crate::{
-    directory::{self, ANSWER_LEASE, LEASE, Whereabouts},
+    directory::{self, ANSWER_LEASE, LEASE, RENEWAL, Whereabouts},
     flow::FlowHash,
     forwarder::HOP_LIMIT,
     packet::Packet,
 };
 
 /// How long an answer is waited for before it is asked again.
-const PATIENCE: std::time::Duration = std::time::Duration::from_millis(600);
+const PATIENCE: Duration = Duration::from_millis(600);
 /// How often something is asked.
 const TRIES: u32 = 4;
 /// Users told to a home in one packet.
 const PRESENCES_PER_PACKET: usize = 100;
+/// Places of sessions that are announced again in one go.
+const RENEWED_AT_ONCE: usize = 2_000;
 /// Identities of remote sessions remembered.
 const MAX_IDENTITIES: usize = 100_000;
 /// Requests open at a time.
@@ -36,7 +42,7 @@ const MAX_REQUESTS: usize = 100_000;
 /// Longest name of a user, in bytes.
 const MAX_USER_NAME: usize = 256;
 /// How often a sender is told that the same session is gone.
-const GONE_PERIOD: std::time::Duration = std::time::Duration::from_millis(500);
+const GONE_PERIOD: Duration = Duration::from_millis(500);
 
 /// Something asked and not answered yet.
 #[derive(Debug)]
@@ -178,11 +184,25 @@ impl Shard {
         }
     }
 
-    /// Tells all homes of all sessions here: before the leases end, and when the list of relays has
-    /// changed.
+    /// Tells all homes of all sessions here, when the list of relays has changed.
     pub(super) fn announce_all(&mut self, now: Instant) {
+        self.announce_slots(0..self.slots.len(), now);
+    }
+
+    /// Tells the homes of some of the sessions here before the leases end, in turn. Gives how long to
+    /// wait for the next ones: each one's turn comes once in a [`RENEWAL`].
+    pub(super) fn renew_some(&mut self, now: Instant) -> Duration {
+        let from = self.next_renewed;
+        let to = self.slots.len().min(from + RENEWED_AT_ONCE);
+        self.announce_slots(from..to, now);
+        self.next_renewed = if to == self.slots.len() { 0 } else { to };
+        let turns = self.slots.len().div_ceil(RENEWED_AT_ONCE).max(1);
+        RENEWAL / turns as u32
+    }
+
+    fn announce_slots(&mut self, slots: Range<usize>, now: Instant) {
         let mut by_home: BTreeMap<RelayIndex, Vec<Presence>> = BTreeMap::new();
-        for (user, at) in self.present() {
+        for (user, at) in self.present(slots) {
             for home in self.homes_of(&user) {
                 by_home.entry(home).or_default().push(presence(&user, at));
             }
@@ -404,13 +424,13 @@ impl Shard {
         let id = message.id;
         match message.body {
             Some(Body::Announce(announce)) => {
-                let lease = std::time::Duration::from_millis(u64::from(announce.lease_ms));
+                let lease = Duration::from_millis(u64::from(announce.lease_ms));
                 for presence in announce.presences {
                     if let Some((user, at)) = parse_presence(presence)
                         && at.locator.relay == from
                     {
                         self.presence_announced(&user, at.locator, lease, now);
-                        self.directory.announce(user, at, lease, now);
+                        self.directory.announce(&user, at, lease, now);
                     }
                 }
                 self.flush_presence(now);
@@ -520,7 +540,7 @@ impl Shard {
         let at = sessions_in(answer);
         if !at.is_empty() {
             self.requests.remove(&id);
-            let lease = std::time::Duration::from_millis(u64::from(answer.lease_ms));
+            let lease = Duration::from_millis(u64::from(answer.lease_ms));
             self.found_user(session, reply_to, &user.user, &at);
             self.lookups
                 .insert(user, (at, now + lease.min(ANSWER_LEASE)));

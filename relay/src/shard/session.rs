@@ -590,9 +590,10 @@ impl Shard {
         }
     }
 
-    /// The sessions here: whose they are, and how they are announced.
-    pub(super) fn present(&self) -> Vec<(UserKey, Whereabouts)> {
-        self.slots
+    /// The sessions here in these places of the slots: whose they are, and how they are announced.
+    pub(super) fn present(&self, slots: Range<usize>) -> Vec<(UserKey, Whereabouts)> {
+        let slots = self.slots.get(slots).unwrap_or_default();
+        slots
             .iter()
             .flatten()
             .filter_map(|&(_, key)| self.presence_of(key))
