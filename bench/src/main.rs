@@ -9,6 +9,7 @@ mod messages;
 mod network;
 mod planner;
 mod probing;
+mod quinn_relay;
 mod raw;
 mod sessions;
 mod slow_reader;
@@ -68,6 +69,15 @@ enum Command {
     SlowReader(slow_reader::SlowReaderArgs),
     /// Memory of a relay with many idle sessions.
     Sessions(sessions::SessionsArgs),
+    /// Many sessions that do nothing.
+    #[command(hide = true)]
+    IdleSessions(sessions::IdleArgs),
+    /// The minimal relay that fan-out is compared with.
+    #[command(hide = true)]
+    QuinnRelay {
+        /// Where to write whom to trust.
+        roots: std::path::PathBuf,
+    },
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
@@ -88,6 +98,8 @@ fn main() -> ExitCode {
         Command::FanOut(args) => fan_out::run(&args),
         Command::SlowReader(args) => slow_reader::run(&args),
         Command::Sessions(args) => sessions::run(&args),
+        Command::IdleSessions(args) => sessions::idle(&args),
+        Command::QuinnRelay { roots } => quinn_relay::run(&roots),
         Command::UdpForwarder { to } => ways::forward(to),
     };
     tradewind_service::exit::finish("tradewind-bench", result)

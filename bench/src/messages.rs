@@ -162,10 +162,11 @@ async fn frames(args: &MessagesArgs, network: &Network, bytes: usize) -> anyhow:
     let entrance = network.entrance();
     let arrivals = Arrivals::new();
     let name: &'static str = if bytes < 1_000 { "small" } else { "large" };
-    receivers(
+    let _receivers = receivers(
         &entrance,
         name,
         1,
+        None,
         &arrivals,
         &Arc::new(AtomicBool::new(false)),
     )?;

@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -17,14 +18,16 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tradewind_host::{Host, OsHost};
 use tradewind_proto::{
-    ALPN_CLIENT, Class, FrameReader, MAX_FRAME,
+    Class, FrameReader, MAX_FRAME,
     control::{
-        ClientMessage, EdgeMessage, Hello, LookupUser, client_message, edge_message, lookup_result,
+        ClientMessage, EdgeMessage, Hello, JoinGroup, LookupUser, client_message, edge_message,
+        group_result, lookup_result,
     },
     encode_frame, frame_message,
+    lane::{Data, LaneFrame},
     packet::{AccessHeader, Kind},
 };
-use tradewind_trust::{EDGE_NAME, tls};
+use tradewind_trust::EDGE_NAME;
 
 use crate::{
     network::{Entrance, token},
@@ -32,10 +35,9 @@ use crate::{
 };
 
 /// Sessions that share a socket.
-const PER_SOCKET: usize = 100;
+pub(crate) const PER_SOCKET: usize = 100;
 /// Sessions that are set up at a time.
 const AT_A_TIME: usize = 64;
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
 const LOOK_UPS: u32 = 100;
 
@@ -53,7 +55,7 @@ impl RawSession {
     /// One on a socket of its own.
     pub(crate) async fn open(entrance: &Entrance, user: &str) -> anyhow::Result<Self> {
         let token = token(&entrance.signer()?, user)?;
-        Self::open_on(&socket(entrance)?, entrance.edge(), token).await
+        Self::open_on(&entrance.socket()?, entrance.edge(), token).await
     }
 
     async fn open_on(socket: &Endpoint, edge: SocketAddr, token: String) -> anyhow::Result<Self> {
@@ -118,6 +120,26 @@ impl RawSession {
         bail!("{user} is not found");
     }
 
+    /// Joins a group; gives the handle by which it is sent to.
+    pub(crate) async fn join(&mut self, group: &str) -> anyhow::Result<u32> {
+        loop {
+            let join = client_message::Body::JoinGroup(JoinGroup {
+                group: group.to_owned(),
+                ..JoinGroup::default()
+            });
+            let edge_message::Body::GroupResult(result) = self.ask(join).await? else {
+                bail!("no answer about a group");
+            };
+            match result.status() {
+                group_result::Status::Done => return Ok(result.handle),
+                group_result::Status::Retry => {}
+                status => bail!("{group} cannot be joined: {status:?}"),
+            }
+            let host: &dyn Host = &OsHost;
+            host.sleep(LOOK_UP_EVERY).await;
+        }
+    }
+
     /// Sends a datagram.
     pub(crate) fn send_media(&self, handle: u32, class: Class, body: &[u8]) -> anyhow::Result<()> {
         let mut packet = BytesMut::zeroed(AccessHeader::LEN);
@@ -142,8 +164,37 @@ impl RawSession {
         encode_frame(frames, &[&head, body]);
     }
 
+    /// Adds a message to a group, of one segment with that number, to `frames`.
+    pub(crate) fn group_frame(frames: &mut BytesMut, handle: u32, sequence: u64, body: Bytes) {
+        let mut head = [0; AccessHeader::LEN];
+        header(Kind::Message, Class::Message, handle).encode(&mut head);
+        let segment = LaneFrame::Data(Data {
+            sender: 1,
+            lane: 1,
+            sequence,
+            base: 0,
+            total: Some(body.len() as u32),
+            last: true,
+            payload: body,
+        });
+        encode_frame(frames, &[&head, &segment.encode()]);
+    }
+
+    /// Takes what comes on streams, and notes nothing.
+    pub(crate) fn discard(&self) {
+        let host: Arc<dyn Host> = Arc::new(OsHost);
+        let (connection, tasks) = (self.connection.clone(), host.clone());
+        host.spawn(async move {
+            while let Ok(mut stream) = connection.accept_uni().await {
+                tasks.spawn(async move {
+                    while let Ok(Some(_)) = stream.read_chunk(usize::MAX, true).await {}
+                });
+            }
+        });
+    }
+
     /// Notes everything that comes, until the session ends.
-    fn receive(self, arrivals: &Arc<Arrivals>, host: &Arc<dyn Host>) {
+    pub(crate) fn receive(self, arrivals: &Arc<Arrivals>, host: &Arc<dyn Host>) {
         let Self {
             connection,
             mut answers,
@@ -153,7 +204,7 @@ impl RawSession {
         let (all, datagrams) = (arrivals.clone(), connection.clone());
         host.spawn(async move {
             while let Ok(packet) = datagrams.read_datagram().await {
-                all.note(&packet[AccessHeader::LEN..]);
+                all.note_packet(&packet);
             }
         });
         host.spawn(async move {
@@ -170,7 +221,7 @@ impl RawSession {
                     while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
                         frames.push(chunk.bytes);
                         while let Ok(Some(frame)) = frames.next_frame() {
-                            all.note(&frame[AccessHeader::LEN..]);
+                            all.note_packet(&frame);
                         }
                     }
                 });
@@ -192,22 +243,6 @@ fn header(kind: Kind, class: Class, handle: u32) -> AccessHeader {
         sequence: 0,
         age_us: 0,
     }
-}
-
-fn socket(entrance: &Entrance) -> anyhow::Result<Endpoint> {
-    let host: Arc<dyn Host> = Arc::new(OsHost);
-    let tls = tls::client_config(
-        &entrance.roots()?,
-        &[ALPN_CLIENT],
-        tls::host_clock(host.clone()),
-    )?;
-    let mut config = quinn::ClientConfig::new(tls::quic_client(tls)?);
-    let mut transport = quinn::TransportConfig::default();
-    transport.keep_alive_interval(Some(KEEP_ALIVE));
-    config.transport_config(Arc::new(transport));
-    let mut endpoint = host.quic_endpoint((Ipv4Addr::LOCALHOST, 0).into(), None)?;
-    endpoint.set_default_client_config(config);
-    Ok(endpoint)
 }
 
 /// What has come to one or many receivers. Every payload begins with the time at which it was sent.
@@ -242,6 +277,20 @@ impl Arrivals {
         std::mem::take(&mut *self.delays_ns.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
+    /// Notes a packet that has come from a relay.
+    fn note_packet(&self, packet: &Bytes) {
+        let payload = packet.slice(AccessHeader::LEN.min(packet.len())..);
+        match AccessHeader::decode(packet) {
+            Ok(header) if header.group && header.kind == Kind::Message => {
+                if let Ok(frame) = LaneFrame::decode(payload) {
+                    self.note(&frame.payload());
+                }
+            }
+            Ok(_) => self.note(&payload),
+            Err(_) => {}
+        }
+    }
+
     /// Notes a payload that has come.
     pub(crate) fn note(&self, payload: &[u8]) {
         let Some(sent) = payload.get(..8).and_then(|bytes| bytes.try_into().ok()) else {
@@ -259,68 +308,113 @@ impl Arrivals {
     }
 }
 
-/// Sessions of users `<name>-0`, … on a thread of their own; all that comes to them is noted. While
-/// `paused` is set the thread does next to nothing, as on a machine that is overloaded. They end with
-/// this process.
+/// Sessions on a thread of their own, which end with this.
+#[derive(Debug)]
+pub(crate) struct Receivers {
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for Receivers {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+    }
+}
+
+/// Sessions of users `<name>-0`, … on a thread of their own, all members of `group` if there is one;
+/// what comes to them is noted. While `paused` is set the thread does next to nothing, as on a machine
+/// that is overloaded.
 pub(crate) fn receivers(
     entrance: &Entrance,
     name: &'static str,
     count: usize,
+    group: Option<&'static str>,
     arrivals: &Arc<Arrivals>,
     paused: &Arc<AtomicBool>,
-) -> anyhow::Result<()> {
-    let (entrance, arrivals, paused) = (entrance.clone(), arrivals.clone(), paused.clone());
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    on_a_thread(name, async move {
+) -> anyhow::Result<Receivers> {
+    let (entrance, arrivals) = (entrance.clone(), arrivals.clone());
+    receivers_on_a_thread(name, paused.clone(), async move {
         let host: Arc<dyn Host> = Arc::new(OsHost);
-        for session in open_many(&entrance, name, count).await? {
+        for session in open_many(&entrance, name, 0..count, group).await? {
             session.receive(&arrivals, &host);
         }
+        Ok(())
+    })
+}
+
+/// The same for whatever receives; `start` begins it.
+pub(crate) fn receivers_on_a_thread(
+    name: &'static str,
+    paused: Arc<AtomicBool>,
+    start: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) -> anyhow::Result<Receivers> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let ended: Arc<AtomicBool> = Arc::default();
+    let end = ended.clone();
+    on_a_thread(name, async move {
+        let host: &dyn Host = &OsHost;
+        start.await?;
         ready.send(()).map_err(io::Error::other)?;
-        loop {
+        while !end.load(Relaxed) {
             host.sleep(BETWEEN_PAUSES).await;
             if paused.load(Relaxed) {
                 std::thread::sleep(PAUSE);
             }
         }
+        Ok(())
     })?;
-    is_ready.recv().context("the receivers did not start")
+    is_ready.recv().context("the receivers did not start")?;
+    Ok(Receivers { ended })
 }
 
 /// How long paused receivers do nothing, and how long they work in between.
 const PAUSE: Duration = Duration::from_millis(1_500);
 const BETWEEN_PAUSES: Duration = Duration::from_millis(20);
 
-/// Sessions of users `<name>-0`, ….
+/// Sessions of users `<name>-<n>`, members of `group` if there is one.
 pub(crate) async fn open_many(
     entrance: &Entrance,
     name: &str,
-    count: usize,
+    numbers: Range<usize>,
+    group: Option<&'static str>,
 ) -> anyhow::Result<Vec<RawSession>> {
     let host: Arc<dyn Host> = Arc::new(OsHost);
     let signer = entrance.signer()?;
     let edge = entrance.edge();
     let (done, mut opened) = mpsc::unbounded_channel();
+    let count = numbers.len();
     let mut sessions = Vec::with_capacity(count);
     let mut current = None;
-    for n in 0..count {
-        if n % PER_SOCKET == 0 {
-            current = Some(socket(entrance)?);
+    for (nth, n) in numbers.enumerate() {
+        if nth % PER_SOCKET == 0 {
+            current = Some(entrance.socket()?);
         }
         let socket = current.clone().context("there is a socket")?;
         let (done, token) = (done.clone(), token(&signer, &format!("{name}-{n}"))?);
         host.spawn(async move {
+            let open = async {
+                let mut session = RawSession::open_on(&socket, edge, token).await?;
+                if let Some(group) = group {
+                    session.join(group).await?;
+                }
+                Ok(session)
+            };
             // Nobody waits any more when another one has failed.
-            let _ = done.send(RawSession::open_on(&socket, edge, token).await);
+            let _ = done.send(open.await);
         });
-        if n >= AT_A_TIME {
-            sessions.push(opened.recv().await.context("they all have a sender")??);
+        if nth >= AT_A_TIME {
+            sessions.push(next_opened(&mut opened).await?);
         }
     }
     while sessions.len() < count {
-        sessions.push(opened.recv().await.context("they all have a sender")??);
+        sessions.push(next_opened(&mut opened).await?);
     }
     Ok(sessions)
+}
+
+async fn next_opened(
+    opened: &mut mpsc::UnboundedReceiver<anyhow::Result<RawSession>>,
+) -> anyhow::Result<RawSession> {
+    opened.recv().await.context("they all have a sender")?
 }
 
 /// Time and work of a process over a while.
