@@ -38,6 +38,8 @@ use crate::{
 pub(crate) const PER_SOCKET: usize = 100;
 /// Sessions that are set up at a time.
 const AT_A_TIME: usize = 64;
+/// How often a session is tried to be set up.
+const TRIES: u32 = 5;
 const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
 const LOOK_UPS: u32 = 100;
 
@@ -392,7 +394,14 @@ pub(crate) async fn open_many(
         let (done, token) = (done.clone(), token(&signer, &format!("{name}-{n}"))?);
         host.spawn(async move {
             let open = async {
-                let mut session = RawSession::open_on(&socket, edge, token).await?;
+                let mut tries = 1;
+                let mut session = loop {
+                    match RawSession::open_on(&socket, edge, token.clone()).await {
+                        // This machine may do too much else to say hello in time.
+                        Err(_) if tries < TRIES => tries += 1,
+                        opened => break opened?,
+                    }
+                };
                 if let Some(group) = group {
                     session.join(group).await?;
                 }

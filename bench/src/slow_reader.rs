@@ -28,8 +28,9 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// Datagrams that are sent in one go.
 const AT_ONCE: usize = 25;
 const TICK: Duration = Duration::from_millis(1);
-/// The slow one gets so many times what each other one gets, so that there is something to drop.
-const SLOW_FACTOR: usize = 20;
+/// The slow one gets so many datagrams between the others' in one go and in the next, so that there is
+/// something to drop.
+const SLOW_PER_GO: usize = 5;
 const DROPS: &str = "tradewind_relay_dropped_packets_total";
 
 /// One of many receivers reads slowly: the delay of the others, with and without it.
@@ -48,8 +49,8 @@ pub(crate) struct SlowReaderArgs {
     /// How long each window is.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=60))]
     seconds: u32,
-    /// Packets to each receiver in a second; half are datagrams (the slow one gets twenty times as many
-    /// of these), half frames of messages.
+    /// Packets to each receiver in a second; half are datagrams (the slow one gets many more of these),
+    /// half frames of messages.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=100))]
     rate: u32,
     /// Bytes of each packet.
@@ -280,13 +281,13 @@ impl Scene {
 
     async fn send_datagrams(&mut self) -> anyhow::Result<()> {
         let host: &dyn Host = &OsHost;
-        for _ in 0..SLOW_FACTOR {
-            self.slow.stamp(&mut self.body);
-            let (to, body) = (self.slow_handle, &self.body);
-            self.sender.send_media(to, Class::Audio, body)?;
-        }
-        self.slow_sent += SLOW_FACTOR;
         for some in self.handles.chunks(AT_ONCE) {
+            for _ in 0..SLOW_PER_GO {
+                self.slow.stamp(&mut self.body);
+                let (to, body) = (self.slow_handle, &self.body);
+                self.sender.send_media(to, Class::Audio, body)?;
+            }
+            self.slow_sent += SLOW_PER_GO;
             for &handle in some {
                 self.others.stamp(&mut self.body);
                 self.sender.send_media(handle, Class::Audio, &self.body)?;

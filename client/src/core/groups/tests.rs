@@ -543,6 +543,7 @@ fn a_busy_edge_is_asked_again_however_often() {
     world.pass(MISSING);
     assert_eq!(world.fetch().from, 0);
     world.hear(&data(0, 0));
+    world.groups.on_fetched(&fetched(0, 0, &[]), world.now);
     for _ in 0..10 {
         world.pass(MISSING);
         let fetch = world.fetch();
