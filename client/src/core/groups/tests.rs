@@ -514,47 +514,6 @@ fn a_full_queue_at_the_edge_loses_nothing_for_good() {
 }
 
 #[test]
-fn a_busy_edge_is_asked_again_however_often() {
-    let mut world = World::joined();
-    world.introduce();
-    let busy = |from: u64| GroupFetched {
-        unreachable: true,
-        busy: true,
-        ..fetched(from, from - 1, &[])
-    };
-    let head = GroupHead {
-        group: GROUP.to_owned(),
-        sender: OTHER,
-        lane: 0,
-        newest: 1,
-        origin: 3,
-    };
-    world.groups.on_head(&head, world.now);
-    // Before anything was heard of the lane, and after.
-    for _ in 0..10 {
-        let fetch = world.fetch();
-        assert_eq!((fetch.from, fetch.to, fetch.origin), (1, 1, 3));
-        world.groups.on_fetched(&busy(1), world.now);
-        world.pass(MISSING);
-    }
-    assert_eq!(world.fetch().from, 1);
-    world.hear(&data(1, 1));
-    world.hear(&data(3, 1));
-    world.pass(MISSING);
-    assert_eq!(world.fetch().from, 0);
-    world.hear(&data(0, 0));
-    world.groups.on_fetched(&fetched(0, 0, &[]), world.now);
-    for _ in 0..10 {
-        world.pass(MISSING);
-        let fetch = world.fetch();
-        assert_eq!((fetch.from, fetch.to), (2, 2));
-        world.groups.on_fetched(&busy(2), world.now);
-    }
-    world.hear(&data(2, 2));
-    assert_eq!(world.read(), ["m0", "m1", "m2", "m3"]);
-}
-
-#[test]
 fn a_reader_that_lags_is_not_given_more_than_it_has_room_for() {
     let mut world = World::joined();
     world.inbox = Inbox::new(10, 10);
