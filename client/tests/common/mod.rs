@@ -93,7 +93,7 @@ pub struct Knobs {
     /// user as ways to one device.
     pub costs: Option<BTreeMap<(usize, usize), u32>>,
     /// How often watches are answered with BUSY first.
-    pub busy: u32,
+    pub busy_watches: u32,
 }
 
 /// What the network has seen.
@@ -462,8 +462,8 @@ impl Net {
             let session = &state.sessions[&me];
             let seen = (session.user.clone(), session.edge, user.clone());
             state.seen.watches.push(seen);
-            let refused = if state.knobs.busy > 0 {
-                state.knobs.busy -= 1;
+            let refused = if state.knobs.busy_watches > 0 {
+                state.knobs.busy_watches -= 1;
                 user_presence::Status::Busy
             } else if state.knobs.denied.contains(&user) {
                 user_presence::Status::Denied
