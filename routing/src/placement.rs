@@ -3,8 +3,8 @@
 //!
 //! What is made small is the sum, over all ordered pairs of places, of the best way's cost as in
 //! [`WhatIf`]: the directed cells along it plus a hop cost for each relay
-//! crossed between its ends, the direct way included. A pair without any way weighs more than all
-//! else. It is a k-median problem with ways over several medians, NP-hard like that one, so the
+//! crossed between its ends. The direct way is one of them ([`choose`]), or all go over at least one
+//! relay, as clients do ([`choose_for_clients`]). A pair without any way weighs more than all else. It is a k-median problem with ways over several medians, NP-hard like that one, so the
 //! answer is a good one and not always the best one. The search:
 //!
 //! 1. Two beginnings. One adds, K times, the place that takes most off the sum. The other takes the
@@ -103,25 +103,50 @@ pub fn choose(
     progress: &mut dyn FnMut(Progress),
 ) -> Placement {
     let none = Reach::new(&WhatIf::new(matrix, Some(&[]), hop_ms), hop_ms);
+    search(&none, matrix, k, progress)
+}
+
+/// As [`choose`], where all go over at least one relay, however near to each other they are: relays
+/// are not only where they shorten ways, but near to everybody too.
+///
+/// # Panics
+/// When `hop_ms` is negative or not finite.
+#[must_use]
+pub fn choose_for_clients(
+    matrix: &RttMatrix,
+    k: usize,
+    hop_ms: f64,
+    progress: &mut dyn FnMut(Progress),
+) -> Placement {
+    let none = Reach::new(&WhatIf::new(matrix, Some(&[]), hop_ms), hop_ms).without_direct();
+    search(&none, matrix, k, progress)
+}
+
+fn search(
+    none: &Reach,
+    matrix: &RttMatrix,
+    k: usize,
+    progress: &mut dyn FnMut(Progress),
+) -> Placement {
     let n = matrix.len();
     let k = k.min(n);
     let everywhere: Vec<usize> = (0..n).collect();
     let begins = [
         none.greedy(k, &everywhere, progress),
-        busiest(&WhatIf::new(matrix, None, hop_ms), k),
+        busiest(&WhatIf::new(matrix, None, none.hop_ms), k),
     ];
     let mut searches = begins.map(|relays| {
         let mut search = Search {
             relays,
             exchanges: 0,
         };
-        search.exchange_one(&none, progress);
+        search.exchange_one(none, progress);
         search
     });
-    searches.sort_by(|a, b| a.sum(&none).total_cmp(&b.sum(&none)));
+    searches.sort_by(|a, b| a.sum(none).total_cmp(&b.sum(none)));
     let [mut found, _] = searches;
-    while found.exchange_two(&none, progress) {
-        found.exchange_one(&none, progress);
+    while found.exchange_two(none, progress) {
+        found.exchange_one(none, progress);
     }
     Placement {
         relays: none.greedy(k, &found.relays, &mut |_| {}),
@@ -252,6 +277,8 @@ struct Reach {
     n: usize,
     /// Row-major, in milliseconds; [`NO_WAY_MS`] where there is none.
     ms: Vec<f64>,
+    /// The same of ways over at least one relay, where these are what matters.
+    over: Option<Vec<f64>>,
     hop_ms: f64,
 }
 
@@ -266,16 +293,30 @@ impl Reach {
         Self {
             n,
             ms: (0..n * n).map(ms).collect(),
+            over: None,
             hop_ms,
         }
+    }
+
+    /// The same, where only ways over relays matter: there is none yet.
+    fn without_direct(mut self) -> Self {
+        let n = self.n;
+        let ms = |pair: usize| if pair / n == pair % n { 0.0 } else { NO_WAY_MS };
+        self.over = Some((0..n * n).map(ms).collect());
+        self
     }
 
     fn row(&self, from: usize) -> &[f64] {
         &self.ms[from * self.n..(from + 1) * self.n]
     }
 
+    /// What is to be small.
+    fn goal(&self) -> &[f64] {
+        self.over.as_ref().unwrap_or(&self.ms)
+    }
+
     fn sum(&self) -> f64 {
-        self.ms.iter().sum()
+        self.goal().iter().sum()
     }
 
     /// The same with further relays.
@@ -295,12 +336,15 @@ impl Reach {
     fn add(&mut self, place: usize) {
         let onward = self.row(place).to_vec();
         for from in 0..self.n {
-            let row = &mut self.ms[from * self.n..(from + 1) * self.n];
-            let so_far = row[place] + self.hop_ms;
-            for (ms, onward) in row.iter_mut().zip(&onward) {
-                let over = so_far + onward;
-                if over < *ms {
-                    *ms = over;
+            let row = from * self.n..(from + 1) * self.n;
+            let so_far = self.ms[row.start + place] + self.hop_ms;
+            let over = self.over.iter_mut();
+            for rows in over.chain([&mut self.ms]) {
+                for (ms, onward) in rows[row.clone()].iter_mut().zip(&onward) {
+                    let over = so_far + onward;
+                    if over < *ms {
+                        *ms = over;
+                    }
                 }
             }
         }
@@ -311,9 +355,10 @@ impl Reach {
         let onward = self.row(place);
         let mut gain = 0.0;
         for from in 0..self.n {
-            let row = self.row(from);
-            if row[place] < NO_WAY_MS {
-                gain += saved(row, onward, row[place] + self.hop_ms);
+            let to_place = self.row(from)[place];
+            if to_place < NO_WAY_MS {
+                let row = &self.goal()[from * self.n..(from + 1) * self.n];
+                gain += saved(row, onward, to_place + self.hop_ms);
             }
         }
         gain
@@ -453,6 +498,71 @@ mod tests {
                 assert!((reach.sum() - exact).abs() <= 1e-9 * exact, "seed {seed}");
             }
         }
+    }
+
+    #[test]
+    fn for_clients_every_way_goes_over_a_relay() {
+        for seed in 0..6 {
+            let (matrix, hop_ms) = (matrix(&metric_costs(12, seed, 0.2)), 0.5);
+            let n = matrix.len();
+            let whole_sum = |relays: &[usize]| {
+                // Leg, best way between relays, leg: as clients go.
+                let ways = WhatIf::new(&matrix, Some(relays), hop_ms).ways();
+                let leg = |from: usize, to: usize| match from == to {
+                    true => Some(0.0),
+                    false => matrix.cell(from, to),
+                };
+                let pair = |from: usize, to: usize| {
+                    let mut best = NO_WAY_MS;
+                    for &entry in relays {
+                        for &exit in relays {
+                            let between = match entry == exit {
+                                true => Some(0.0),
+                                false => ways.best_ms(entry, exit).map(|ms| ms + hop_ms),
+                            };
+                            if let (Some(first), Some(between), Some(last)) =
+                                (leg(from, entry), between, leg(exit, to))
+                            {
+                                best = best.min(first + between + last + hop_ms);
+                            }
+                        }
+                    }
+                    best
+                };
+                let pairs = (0..n * n).map(|pair| (pair / n, pair % n));
+                let others = pairs.filter(|(from, to)| from != to);
+                others.map(|(from, to)| pair(from, to)).sum::<f64>()
+            };
+            let direct = WhatIf::new(&matrix, Some(&[]), hop_ms);
+            let mut reach = Reach::new(&direct, hop_ms).without_direct();
+            for relay in [3, 7, 1, 10] {
+                let (before, gain) = (reach.sum(), reach.gain(relay));
+                reach.add(relay);
+                assert!((before - gain - reach.sum()).abs() <= 1e-9 * before);
+            }
+            let exact = whole_sum(&[3, 7, 1, 10]);
+            assert!((reach.sum() - exact).abs() <= 1e-9 * exact, "seed {seed}");
+            let chosen = choose_for_clients(&matrix, 2, hop_ms, &mut |_| {}).relays;
+            let pairs = (0..n).flat_map(|a| (0..a).map(move |b| [a, b]));
+            let best = pairs
+                .map(|pair| whole_sum(&pair))
+                .fold(f64::INFINITY, f64::min);
+            assert!(whole_sum(&chosen) <= best * 1.01, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn near_clients_need_a_relay_near_to_them_where_they_cannot_go_directly() {
+        // One long way that a relay at `h` shortens; and three places near to each other, far away.
+        let matrix = RttMatrix::parse(
+            "x,a,b,h,c,d,e\na,0,200,90,300,300,300\nb,200,0,90,300,300,300\nh,90,90,0,300,300,300\n\
+             c,300,300,300,0,4,4\nd,300,300,300,4,0,4\ne,300,300,300,4,4,0\n",
+        )
+        .unwrap();
+        assert_eq!(choose(&matrix, 1, 0.0, &mut |_| {}).relays, [2]);
+        let mut both = choose_for_clients(&matrix, 2, 0.0, &mut |_| {}).relays;
+        both.sort_unstable();
+        assert!(both[0] <= 2 && both[1] >= 3, "{both:?}");
     }
 
     #[test]
