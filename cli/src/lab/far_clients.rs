@@ -17,7 +17,7 @@ use tradewind_wan::{HostClock, LinkSpec, WanHost};
 use super::{
     builder::{self, Builder, worsened},
     options::Scenario,
-    report::best_one_way,
+    reference::Reference,
     seeds,
     world::Watched,
 };
@@ -338,37 +338,8 @@ fn report(
     packets: u64,
     wall: Duration,
 ) -> FarReport {
-    let matrix = &far.matrix;
-    let names = matrix.names();
-    let one_way = |from: usize, to: usize| match from == to {
-        true => Some(0.0),
-        false => matrix.cell(from, to).map(|rtt| rtt / 2.0),
-    };
-    let both = |way: &dyn Fn(usize, usize) -> f64, a, b| way(a, b) + way(b, a);
-    let paths = best_one_way(&scenario.matrix);
-    let leg = |from: usize, to: usize| one_way(from, to).unwrap_or(f64::INFINITY);
-    let edges = far.relays.iter().copied().enumerate();
-    let joint = |from: usize, to: usize| {
-        let entering = edges.clone().map(|(nth, relay)| (nth, leg(from, relay)));
-        let sums = entering.flat_map(|(entry, first)| {
-            let paths = &paths;
-            edges
-                .clone()
-                .map(move |(exit, relay)| first + paths.cost(entry, exit) + leg(relay, to))
-        });
-        sums.fold(f64::INFINITY, f64::min)
-    };
-    let nearest_to = |client: usize| {
-        let round = |relay: usize| leg(client, relay) + leg(relay, client);
-        let nearest = edges
-            .clone()
-            .min_by(|&(_, a), &(_, b)| round(a).total_cmp(&round(b)));
-        nearest.unwrap_or((0, far.relays[0]))
-    };
-    let nearest = |from: usize, to: usize| {
-        let ((entry, first), (exit, last)) = (nearest_to(from), nearest_to(to));
-        leg(from, first) + paths.cost(entry, exit) + leg(last, to)
-    };
+    let names = far.matrix.names();
+    let reference = Reference::new(&far.matrix, &far.relays);
     let mut pairs = Vec::new();
     let mut measured = Vec::new();
     let mut unmeasured = 0;
@@ -376,7 +347,7 @@ fn report(
         let record = actor.record();
         for (other, &to) in far.clients.iter().enumerate().filter(|(o, _)| *o != me) {
             let from = far.clients[me];
-            let direct = both(&leg, from, to);
+            let direct = reference.direct(from, to);
             let mut rtts = record.rtts.get(&other).cloned().unwrap_or_default();
             rtts.sort_by(f64::total_cmp);
             let Some(&median) = rtts.get(rtts.len() / 2).filter(|_| direct.is_finite()) else {
@@ -388,18 +359,13 @@ fn report(
                 from: names[from].clone(),
                 to: names[to].clone(),
                 direct_ms: direct,
-                nearest_edge_ms: both(&nearest, from, to),
+                nearest_edge_ms: reference.nearest(from, to),
                 tradewind_ms: median,
-                joint_optimum_ms: both(&joint, from, to),
+                joint_optimum_ms: reference.joint(from, to),
             });
         }
     }
-    let central_sum = |place: usize| -> f64 {
-        let over = |from: usize, to: usize| leg(from, place) + leg(place, to);
-        measured.iter().map(|&(a, b)| both(&over, a, b)).sum()
-    };
-    let central = (0..matrix.len()).min_by(|&a, &b| central_sum(a).total_cmp(&central_sum(b)));
-    let central = central.unwrap_or(0);
+    let (central, central_ms) = reference.central(&measured);
     let sum = |of: fn(&FarPair) -> f64| pairs.iter().map(of).sum::<f64>();
     let returned = |actor: &Arc<Actor>| actor.record().rtts.values().map(Vec::len).sum::<usize>();
     FarReport {
@@ -412,7 +378,7 @@ fn report(
             .collect(),
         summary: FarSummary {
             direct_ms: sum(|pair| pair.direct_ms),
-            central_ms: central_sum(central),
+            central_ms,
             central_place: names[central].clone(),
             nearest_edge_ms: sum(|pair| pair.nearest_edge_ms),
             tradewind_ms: sum(|pair| pair.tradewind_ms),
@@ -456,6 +422,10 @@ impl FarReport {
         text += &line("nearest edges", summary.nearest_edge_ms);
         text += &line("tradewind (measured)", summary.tradewind_ms);
         text += &line("optimum (any edges, any path)", summary.joint_optimum_ms);
+        if summary.joint_optimum_ms > summary.direct_ms {
+            text += "the optimum itself is longer than the direct way: relays are too few, or too far away from \
+                     clients that are near to each other\n";
+        }
         if summary.unmeasured_pairs > 0 {
             text += &format!("{} pairs are in no sum\n", summary.unmeasured_pairs);
         }

@@ -27,6 +27,7 @@ mod ledger;
 mod options;
 mod places;
 mod record;
+mod reference;
 mod report;
 mod schedule;
 mod seeds;
