@@ -9,6 +9,7 @@ mod outgoing;
 mod presence;
 mod talk;
 mod trials;
+mod tries;
 mod ways;
 
 use std::{
@@ -34,6 +35,7 @@ pub(crate) use groups::Answer;
 pub(crate) use incoming::Ping;
 pub(crate) use outgoing::Packet;
 use talk::Talk;
+use tries::Trying;
 pub(crate) use ways::WayKey;
 use ways::Ways;
 
@@ -64,6 +66,7 @@ pub(crate) type Pinged = oneshot::Sender<Result<PingReport, PingError>>;
 
 pub(crate) struct Core {
     host: Arc<dyn Host>,
+    began: Instant,
     send_config: SendConfig,
     receive_config: ReceiveConfig,
     /// This SDK instance: what peers know as receiver instance.
@@ -80,8 +83,8 @@ pub(crate) struct Core {
     pub(crate) known_edges: Vec<EdgeAddr>,
     /// How loaded edges are, parts per thousand, as edges have said last.
     pub(crate) edge_loads: FxHashMap<SocketAddr, u32>,
-    /// Edges that conversations would profit from, by relay: until when they are wanted.
-    wanted_edges: BTreeMap<Arc<str>, Instant>,
+    /// Edges that conversations would profit from, by relay.
+    wanted_edges: BTreeMap<Arc<str>, Wish>,
     pub(crate) closed: bool,
     near_edges: usize,
     peers: BTreeMap<Arc<str>, Peer>,
@@ -104,6 +107,9 @@ pub(crate) struct Core {
     trials: BTreeMap<u32, trials::Trial>,
     reorder: Reorder<FlowKey, (Media, Instant)>,
     reorder_timer: Option<Instant>,
+    /// Ways that are being tried, by trial, the oldest first.
+    tries: BTreeMap<u64, Trying>,
+    next_trial: u32,
     pub(crate) inbox: Inbox,
     pub(crate) stats: Stats,
     wakes: Wakes,
@@ -134,6 +140,13 @@ struct Peer {
     found_at: Option<Instant>,
     lookup_timer: Option<Instant>,
     talk: Talk,
+}
+
+/// That a session at some edge might be of use.
+struct Wish {
+    until: Instant,
+    /// The way to an edge that is farther away makes all ways over it too long.
+    within: Duration,
 }
 
 /// How it stands with the question where a peer is.
@@ -260,6 +273,7 @@ impl Core {
             groups: groups::Groups::new(send_config, receive_config, move || random(&*drawing)),
             group_link: groups::GroupLink::default(),
             watched: presence::Watched::default(),
+            began: host.now(),
             host,
             instance,
             attachments: BTreeMap::new(),
@@ -285,6 +299,8 @@ impl Core {
             trials: BTreeMap::new(),
             reorder: Reorder::new(config.reorder),
             reorder_timer: None,
+            tries: BTreeMap::new(),
+            next_trial: 0,
             inbox: Inbox::new(config.message_queue, config.media_queue),
             stats: Stats::default(),
             wakes: Wakes::default(),

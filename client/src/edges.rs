@@ -165,6 +165,13 @@ impl EdgeTable {
         Some(if allowed { Ok(&known.edge) } else { Err(()) })
     }
 
+    /// The round trip to the edge of a relay, as far as it was measured.
+    pub(crate) fn rtt_of(&self, relay: &str) -> Option<Duration> {
+        let mut edges = self.edges.iter();
+        let known = edges.find(|known| known.edge.relay.as_deref() == Some(relay))?;
+        known.rtt
+    }
+
     /// Makes room for another edge: one that does not answer goes.
     fn has_room(&mut self) -> bool {
         if self.edges.len() < MAX_EDGES {
@@ -205,6 +212,8 @@ mod tests {
         assert_eq!(table.to_measure(&[], now), None);
         assert_eq!(table.next_measurement(), Some(now + FRESH));
         assert_eq!(table.nearest(now), [&edge(2), &edge(3), &edge(1)]);
+        assert_eq!(table.rtt_of("edge-3"), Some(Duration::from_millis(20)));
+        assert_eq!(table.rtt_of("edge-4"), None);
         table.failed(edge(2).address, now);
         assert_eq!(table.nearest(now), [&edge(3), &edge(1)]);
         table.useless(edge(3).address, now);

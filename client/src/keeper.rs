@@ -519,7 +519,11 @@ impl Keeper {
         if near > 0 {
             targets.extend(nearest.take(near + 1));
         }
-        for relay in &wanted {
+        for (relay, within) in &wanted {
+            let rtt = self.table.rtt_of(relay);
+            if rtt.is_some_and(|rtt| rtt / 2 > *within) {
+                continue;
+            }
             match self.table.of_relay(relay, now) {
                 Some(Ok(edge)) => targets.push(edge.clone()),
                 Some(Err(())) => {}

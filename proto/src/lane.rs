@@ -126,7 +126,7 @@ mod send;
 
 use std::time::Duration;
 
-pub use frame::{Ack, Data, LaneFrame, Left, MAX_RANGES, Refusal, Refuse, Skip};
+pub use frame::{Ack, Data, LaneFrame, Left, MAX_RANGES, Refusal, Refuse, Skip, Tried, Try};
 pub use member::{Fetch, Fetched, MISSING_FOR, MemberLane, Taken};
 pub use receive::{ReceiveConfig, ReceiveLane, Received};
 pub use send::{Enqueue, MessageId, Outcome, SendConfig, SendLane, Trouble};

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 use tradewind_proto::{
     Class, FrameReader, GroupKey, Locator, MAX_FRAME, PlanId, RelayIndex, Tenant, encode_frame,
-    lane::{Ack, Data, LaneFrame, Refusal, Refuse, Skip},
+    lane::{Ack, Data, LaneFrame, Left, Refusal, Refuse, Skip, Tried, Try},
     packet::{
         AccessHeader, Destination, Kind, LinkHeader, MAX_SET_LEN, Probe, ProbeState, RelaySet,
         Trace, TraceRecord,
@@ -215,6 +215,17 @@ fn lane_frames_are_read_and_written_as_the_vectors_say() {
                     "denied" => Refusal::Denied,
                     other => panic!("no reason is called {other}"),
                 },
+            }),
+            "left" => LaneFrame::Left(Left {
+                instance: long(&fields["instance"]),
+                relay: fields["relay"].as_str().unwrap().to_owned(),
+            }),
+            "try" => LaneFrame::Try(Try {
+                trial: long(&fields["trial"]),
+            }),
+            "tried" => LaneFrame::Tried(Tried {
+                trial: long(&fields["trial"]),
+                came_us: of("came_us"),
             }),
             other => panic!("no lane frame is called {other}"),
         };

@@ -305,10 +305,13 @@ impl Core {
         })
     }
 
-    /// Edges that conversations would profit from, by relay.
-    pub(crate) fn wanted_edges(&mut self, now: Instant) -> Vec<Arc<str>> {
-        self.wanted_edges.retain(|_, until| *until > now);
-        self.wanted_edges.keys().cloned().collect()
+    /// Edges that conversations would profit from, by relay, if the way there is no longer than that.
+    pub(crate) fn wanted_edges(&mut self, now: Instant) -> Vec<(Arc<str>, Duration)> {
+        self.wanted_edges.retain(|_, wish| wish.until > now);
+        let wanted = self.wanted_edges.iter();
+        wanted
+            .map(|(relay, wish)| (relay.clone(), wish.within))
+            .collect()
     }
 
     /// Whether a conversation goes on.

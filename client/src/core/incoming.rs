@@ -50,7 +50,6 @@ impl Core {
         if !self.attachments.contains_key(&session) {
             return;
         }
-        self.note_use(session, now);
         let header = match AccessHeader::decode(&bytes) {
             Ok(header) if header.kind.is_reliable() == reliable => header,
             _ => {
@@ -59,6 +58,9 @@ impl Core {
             }
         };
         let payload = bytes.slice(AccessHeader::LEN..);
+        if !(reliable && LaneFrame::is_trial(&payload)) {
+            self.note_use(session, now);
+        }
         let packet = Packet {
             session,
             header,
@@ -182,6 +184,9 @@ impl Core {
                     self.on_left(&DeviceKey { user, instance }, &left.relay, way, now);
                 }
             }
+            // At once: when it came is what is asked.
+            LaneFrame::Try(asked) => self.on_try(packet.way(), asked, now),
+            LaneFrame::Tried(tried) => self.on_tried(tried, now),
         }
     }
 

@@ -16,15 +16,16 @@ use tradewind_proto::{
 
 use super::{
     Ask, Core, DeviceKey, FLOW_CHECK, Found, LOOKUP_OFFLINE_RETRY, LOOKUP_PATIENCE, LOOKUP_RETRY,
-    LookupError, Timer, WayKey, Whereabouts,
+    LookupError, Timer, WayKey, Whereabouts, Wish,
     devices::MAX_DEVICES,
     talk::MOMENT,
+    tries::Tries,
     ways::{Choice, Way},
 };
 use crate::connect::edges_of;
 
 /// Edges nearest to the peer that a conversation tries to enter the network by.
-const PEERS_NEAREST: usize = 2;
+const PEERS_NEAREST: usize = 3;
 /// For how long such an edge is wanted.
 const WANTED_FOR: Duration = Duration::from_secs(15);
 
@@ -114,11 +115,17 @@ impl Core {
                     Some(Ask::User(user)) => {
                         self.on_lookup(&user, (session, message.reply_to), &result, now);
                     }
-                    Some(Ask::Ways(user)) if result.status() == Status::Found => {
-                        self.learn_ways(&user, session, &result, now);
-                        self.choose_ways(&user, now);
+                    Some(Ask::Ways(user)) => {
+                        if result.status() == Status::Found {
+                            self.learn_ways(&user, session, &result, now);
+                            self.choose_ways(&user, now);
+                        }
+                        let of_user = |ask: &Ask| matches!(ask, Ask::Ways(other) if *other == user);
+                        let mut others = self.attachments.values();
+                        if !others.any(|other| other.asks.values().any(of_user)) {
+                            self.try_ways(&user, now);
+                        }
                     }
-                    Some(Ask::Ways(_)) => {}
                     Some(Ask::Relay(found)) => {
                         let handle = result.handle;
                         let _ = found.send(match result.status() {
@@ -221,12 +228,13 @@ impl Core {
         peer.waiting.retain(|found| !found.is_closed());
         let (goes_on, lasts) = (peer.talk.goes_on(now), peer.talk.lasts(now));
         match peer.whereabouts {
-            Whereabouts::Known if goes_on => {
+            Whereabouts::Known if lasts => {
                 self.check_user(user, now);
-                if lasts {
-                    self.ask_for_ways(user, now);
-                }
+                self.try_ways(user, now);
+                self.ask_for_ways(user, now);
             }
+            // Nothing else would show that its edge has died.
+            Whereabouts::Known if goes_on && peer.flows > 0 => self.check_user(user, now),
             Whereabouts::Known => {}
             // No answer. What holds will hold for a while longer.
             Whereabouts::Checked(session, id) => {
@@ -252,10 +260,17 @@ impl Core {
                 return;
             }
         }
-        if let Some(peer) = self.peers.get_mut(user)
-            && peer.talk.note(now)
-            && peer.lookup_timer.is_none()
-        {
+        let Some(peer) = self.peers.get_mut(user) else {
+            return;
+        };
+        let lasts = peer.talk.lasts(now);
+        let begins = peer.talk.note(now);
+        if !lasts && peer.talk.lasts(now) {
+            // Where a question is open its answer is waited for.
+            if matches!(peer.whereabouts, Whereabouts::Known | Whereabouts::Unknown) {
+                self.set_lookup_timer(user, Some(now));
+            }
+        } else if begins && peer.flows > 0 && peer.lookup_timer.is_none() {
             self.set_lookup_timer(user, Some(now + MOMENT));
         }
     }
@@ -307,12 +322,13 @@ impl Core {
     /// always asked, so that a way is known when the first session is lost.
     pub(super) fn ask_for_ways(&mut self, user: &Arc<str>, now: Instant) {
         let peer = self.peers.get(user).filter(|_| self.chooses_edges());
-        let near_peer = peer.map_or_else(Vec::new, |peer| {
-            let newest = peer.newest.and_then(|newest| peer.devices.get(&newest));
-            newest.map_or_else(Vec::new, |device| {
-                device.ways.nearest_to_peer(PEERS_NEAREST)
-            })
+        let newest = peer.and_then(|peer| {
+            let newest = peer.devices.get(&peer.newest?)?;
+            Some(&newest.ways)
         });
+        let near_peer = newest.map_or_else(Vec::new, |ways| ways.nearest_to_peer(PEERS_NEAREST));
+        let leg = |session: u64| Some(self.attachments.get(&session)?.leg());
+        let longest = newest.and_then(|ways| ways.longest(leg));
         let mut own: Vec<(Duration, u64)> = self
             .attachments
             .iter()
@@ -326,7 +342,8 @@ impl Core {
             .filter(|(session, attachment)| {
                 let near = own.iter().any(|(_, own)| own == *session);
                 let open = |ask: &Ask| matches!(ask, Ask::User(u) | Ask::Ways(u) if u == user);
-                (near || near_peer.iter().any(|r| **r == *attachment.welcome.relay))
+                let at = &*attachment.welcome.relay;
+                (near || near_peer.iter().any(|(relay, _)| **relay == *at))
                     && !attachment.asks.values().any(open)
             })
             .map(|(&session, _)| session)
@@ -335,12 +352,19 @@ impl Core {
             let body = lookup_of(user, Purpose::Look);
             self.ask_at(session, body, Ask::Ways(user.clone()));
         }
-        for relay in near_peer {
+        for (relay, peers_leg) in near_peer {
             let attached = |a: &super::Attachment| *a.welcome.relay == *relay;
-            if !self.attachments.values().any(attached) {
-                let new = self.wanted_edges.insert(relay, now + WANTED_FOR).is_none();
-                self.wakes.keeper |= new;
+            if self.attachments.values().any(attached) {
+                continue;
             }
+            let within = longest.map_or(Duration::MAX, |most| most.saturating_sub(peers_leg));
+            self.wakes.keeper |= !self.wanted_edges.contains_key(&relay);
+            let wish = self.wanted_edges.entry(relay).or_insert(Wish {
+                until: now,
+                within: Duration::ZERO,
+            });
+            wish.until = now + WANTED_FOR;
+            wish.within = wish.within.max(within);
         }
     }
 
@@ -392,11 +416,11 @@ impl Core {
                 if !peer.has_messages() {
                     peer.wants = None;
                 }
-                let next = peer.talk.goes_on(now).then(|| match peer.talk.lasts(now) {
-                    true => now + FLOW_CHECK,
-                    false => now + MOMENT,
-                });
-                self.set_lookup_timer(user, next);
+                let lasts = peer.talk.lasts(now);
+                // Of messages a single one is no conversation yet.
+                let goes_on = lasts || peer.flows > 0 && peer.talk.goes_on(now);
+                let pause = if lasts { FLOW_CHECK } else { MOMENT };
+                self.set_lookup_timer(user, goes_on.then_some(now + pause));
                 self.learn_ways(user, session, result, now);
                 self.choose_ways(user, now);
                 let absent = self.peers.get(user).is_some_and(|peer| {
@@ -496,6 +520,7 @@ impl Core {
                         standby: way.standby,
                         distrusted_until: None,
                         proven_at: None,
+                        tries: Tries::default(),
                     };
                     (way.handle, known)
                 })

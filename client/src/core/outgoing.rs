@@ -169,10 +169,12 @@ impl Core {
     pub(crate) fn next_frames(&mut self, session: u64, stream: usize, now: Instant) -> Vec<Bytes> {
         let mut frames = Vec::new();
         let mut bytes = 0;
+        let mut of_use = false;
         while bytes < BATCH
             && let Some(attachment) = self.attachments.get_mut(&session)
             && let Some(key) = attachment.ready[stream].pop_front()
         {
+            of_use |= !matches!(&key, LaneKey::Notice(_, frame) if LaneFrame::is_trial(frame));
             match key {
                 LaneKey::Send(device, lane) => {
                     let Some(Device { ways, lanes, .. }) = self.device(&device) else {
@@ -231,7 +233,7 @@ impl Core {
                 }
             }
         }
-        if !frames.is_empty() {
+        if of_use && !frames.is_empty() {
             self.note_use(session, now);
         }
         frames

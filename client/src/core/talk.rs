@@ -26,9 +26,11 @@ impl Talk {
         !goes_on
     }
 
-    /// Whether a conversation goes on that has lasted for a moment.
+    /// Whether a conversation goes on in which something was still said after a moment. A single message
+    /// is none, nor are several at once.
     pub(super) fn lasts(&self, now: Instant) -> bool {
-        self.goes_on(now) && self.since.is_some_and(|since| now >= since + MOMENT)
+        let span = self.since.zip(self.last);
+        self.goes_on(now) && span.is_some_and(|(since, last)| last >= since + MOMENT)
     }
 
     /// Whether something was said of late.
@@ -43,15 +45,19 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods)] // any instant will do
-    fn a_conversation_begins_after_a_moment_and_ends_with_silence() {
+    fn a_conversation_is_what_goes_on_after_a_moment_and_ends_with_silence() {
         let now = Instant::now();
         let mut talk = Talk::default();
         assert!(!talk.goes_on(now));
         assert!(talk.note(now));
+        assert!(!talk.note(now + MOMENT / 2));
         assert!(!talk.lasts(now));
+        assert!(!talk.lasts(now + MOMENT * 2), "nothing was said since");
         assert!(!talk.note(now + MOMENT));
         assert!(talk.lasts(now + MOMENT));
+        assert!(talk.lasts(now + SILENCE));
         assert!(!talk.goes_on(now + MOMENT + SILENCE));
         assert!(talk.note(now + MOMENT + SILENCE));
+        assert!(!talk.lasts(now + MOMENT + SILENCE));
     }
 }

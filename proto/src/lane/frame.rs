@@ -15,6 +15,8 @@ const ACK: u8 = 1;
 const SKIP: u8 = 2;
 const REFUSE: u8 = 3;
 const LEFT: u8 = 4;
+const TRY: u8 = 5;
+const TRIED: u8 = 6;
 
 const FLAG_FIRST: u8 = 0x80;
 const FLAG_LAST: u8 = 0x40;
@@ -24,6 +26,8 @@ const ACK_LEN: usize = 40;
 const SKIP_LEN: usize = 24;
 const REFUSE_LEN: usize = 32;
 const LEFT_LEN: usize = 12;
+const TRY_LEN: usize = 12;
+const TRIED_LEN: usize = 20;
 
 /// A frame of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +42,10 @@ pub enum LaneFrame {
     Refuse(Refuse),
     /// An edge that the sender of this frame has left.
     Left(Left),
+    /// A question when it comes.
+    Try(Try),
+    /// The answer to that.
+    Tried(Tried),
 }
 
 /// A segment of a message.
@@ -114,6 +122,23 @@ pub struct Left {
     pub relay: String,
 }
 
+/// A question when it comes: of several, sent over different ways at the same moment, the differences say
+/// which way is the shortest, whatever the clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Try {
+    /// Chosen by who asks, hard to guess.
+    pub trial: u64,
+}
+
+/// When a question came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tried {
+    /// The question's.
+    pub trial: u64,
+    /// When it came, by a clock of who answers that never jumps, microseconds since any moment.
+    pub came_us: u64,
+}
+
 /// Why a receiver does not want a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -184,8 +209,31 @@ impl LaneFrame {
                     relay: relay.to_owned(),
                 }))
             }
+            TRY => {
+                need(&bytes, TRY_LEN)?;
+                bytes.advance(4);
+                Ok(Self::Try(Try {
+                    trial: bytes.get_u64(),
+                }))
+            }
+            TRIED => {
+                need(&bytes, TRIED_LEN)?;
+                bytes.advance(4);
+                Ok(Self::Tried(Tried {
+                    trial: bytes.get_u64(),
+                    came_us: bytes.get_u64(),
+                }))
+            }
             other => Err(HeaderError::Kind(other)),
         }
+    }
+
+    /// Whether the payload of a packet is a [`Try`] or its answer: those are no use of a way.
+    #[must_use]
+    pub fn is_trial(payload: &[u8]) -> bool {
+        payload
+            .first()
+            .is_some_and(|byte| matches!(byte & 0x0f, TRY | TRIED))
     }
 
     /// Writes all of it but the [payload](Self::payload), which follows.
@@ -240,6 +288,15 @@ impl LaneFrame {
                 out.put_u64(left.instance);
                 out.put_slice(name);
             }
+            Self::Try(asked) => {
+                begin(out, TRY, 0);
+                out.put_u64(asked.trial);
+            }
+            Self::Tried(tried) => {
+                begin(out, TRIED, 0);
+                out.put_u64(tried.trial);
+                out.put_u64(tried.came_us);
+            }
         }
     }
 
@@ -269,7 +326,7 @@ impl LaneFrame {
             Self::Ack(ack) => ack.lane,
             Self::Skip(skip) => skip.lane,
             Self::Refuse(refuse) => refuse.lane,
-            Self::Left(_) => 0,
+            Self::Left(_) | Self::Try(_) | Self::Tried(_) => 0,
         }
     }
 
@@ -281,7 +338,7 @@ impl LaneFrame {
             Self::Ack(ack) => ack.next as u32,
             Self::Skip(skip) => skip.base as u32,
             Self::Refuse(refuse) => refuse.sequence as u32,
-            Self::Left(_) => 0,
+            Self::Left(_) | Self::Try(_) | Self::Tried(_) => 0,
         }
     }
 }

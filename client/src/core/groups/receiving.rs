@@ -320,8 +320,9 @@ impl Groups {
                 return self.on_data(&key, sender.origin, away, data, age, now);
             }
             Ok(LaneFrame::Skip(skip)) => (skip.lane, skip),
-            // Only the ingress edge acknowledges, and not as one of the group.
-            Ok(LaneFrame::Ack(_) | LaneFrame::Refuse(_) | LaneFrame::Left(_)) | Err(_) => {
+            // Only the ingress edge acknowledges, and not as one of the group; the rest is between two
+            // clients.
+            _ => {
                 self.out.counts.unexpected += 1;
                 return;
             }

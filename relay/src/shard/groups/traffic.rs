@@ -86,10 +86,8 @@ impl Shard {
                 self.send_out(sent.group, packet, true, Some(lane), now);
                 Ok(())
             }
-            // Members acknowledge nothing.
-            Ok(LaneFrame::Ack(_) | LaneFrame::Refuse(_) | LaneFrame::Left(_)) => {
-                Err(DropReason::Unexpected)
-            }
+            // Members acknowledge nothing, and the rest is between two clients.
+            Ok(_) => Err(DropReason::Unexpected),
             Err(_) => Err(DropReason::Malformed),
         }
     }
@@ -266,9 +264,7 @@ impl Shard {
                 (lane, any && self.keep(lane, data.sequence, &packet, now))
             }
             Ok(LaneFrame::Skip(skip)) => (of(skip.sender, skip.lane), true),
-            Ok(LaneFrame::Ack(_) | LaneFrame::Refuse(_) | LaneFrame::Left(_)) => {
-                return self.metrics.count_drop(DropReason::Unexpected);
-            }
+            Ok(_) => return self.metrics.count_drop(DropReason::Unexpected),
             Err(_) => return self.metrics.count_drop(DropReason::Malformed),
         };
         if !any {
