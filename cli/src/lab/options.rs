@@ -477,8 +477,8 @@ fn chosen_places(args: &LabArgs, matrix: &RttMatrix) -> anyhow::Result<Vec<usize
                 "--relays {count}: the matrix has {n} places"
             )));
         }
-        let mut best = placement::choose_for_clients(matrix, count, PLACEMENT_HOP_MS, &mut |_| {})
-                .relays;
+        let mut best =
+            placement::choose_for_clients(matrix, count, PLACEMENT_HOP_MS, &mut |_| {}).relays;
         best.sort_unstable();
         best
     } else if let Some(count) = args.relays {
