@@ -80,7 +80,7 @@ fn refusals_are_told_and_busy_networks_are_asked_again() {
         net.edge(places[0]);
         net.set(|knobs| {
             knobs.denied.insert("eve".to_owned());
-            knobs.busy = 1;
+            knobs.busy_watches = 1;
         });
         let ann = net.client(places[0], "ann").await;
         assert_eq!(ann.watch(&["ben", ""]), Err(WatchError::Name));

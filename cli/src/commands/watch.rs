@@ -82,7 +82,7 @@ async fn watch(client: &Client, args: &WatchArgs, shown: &mut u64) -> anyhow::Re
             Some(Event::State(State::Reconnecting { reason })) => {
                 eprintln!("connecting anew: {reason}");
             }
-            Some(Event::State(State::Closed { reason })) => {
+            Some(Event::State(State::Closed { reason, .. })) => {
                 bail!("the session has ended: {reason}")
             }
             Some(_) => {}

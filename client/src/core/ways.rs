@@ -256,6 +256,8 @@ impl Ways {
         self.rounds.answered();
         if let Some(way) = self.known.get_mut(&key) {
             way.tries.add(excess_us, now);
+            // It has led there.
+            way.proven_at = Some(now);
         }
     }
 
