@@ -68,8 +68,8 @@ fn herd(seed: u64, standby: bool) -> (Duration, usize) {
 #[test]
 fn those_with_another_session_are_back_without_a_handshake() {
     let (took, _) = herd(1, true);
-    // An idle client misses its edge after 8 s.
-    assert!(took <= secs(10), "{took:?}");
+    // An idle client misses its edge 8 s after the next sign of life, which it sends every 2.5 s.
+    assert!(took <= secs(11), "{took:?}");
 }
 
 #[test]

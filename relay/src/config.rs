@@ -411,7 +411,7 @@ mod tests {
         config.link_advertise.clear();
         assert_eq!(config, Config::default());
         sample.check().unwrap();
-        assert_eq!(keys, 18);
+        assert_eq!(keys, 19);
     }
 
     #[test]

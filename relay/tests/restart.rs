@@ -35,6 +35,8 @@ async fn with_client(wan: &Wan, file: PathBuf) -> (World, TestClient) {
     let host = wan.add_host(world.places[1], tradewind_wan::HostClock::EXACT);
     let token = world.token("ann", |_| ());
     let client = world.client_on(host, 0, &token).await.unwrap();
+    // Until it has nothing more to say by itself, such as probes of the path's MTU.
+    wan.sleep(Duration::from_secs(2)).await;
     (world, client)
 }
 
@@ -84,6 +86,7 @@ fn damaged_keys_are_replaced_and_only_cost_the_notice() {
         let token = world.token("ben", |_| ());
         let host = wan.add_host(world.places[1], tradewind_wan::HostClock::EXACT);
         let client = world.client_on(host, 0, &token).await.unwrap();
+        wan.sleep(Duration::from_secs(2)).await;
         restart(&mut world, file).await;
         assert!(noticed(&wan, &client).await.is_some());
     });

@@ -411,6 +411,7 @@ fn a_nat_lets_in_only_who_was_sent_to_not_long_ago() {
         let (a, b, other) = (bind(&inside), bind(&outside), bind(&outside));
         inside.set_binding_lifetime(Some(ms(1_000)));
         send(&*b, &*a, b"unasked");
+        wan.sleep(ms(10)).await;
         send(&*a, &*b, b"hello");
         assert_eq!(receive(&*b).await.1, [b"hello"]);
         wan.sleep(ms(900)).await;

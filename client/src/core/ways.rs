@@ -489,6 +489,8 @@ mod tests {
         // A later plan makes both longer: what was seen still holds.
         ways.learn(FIRST, [(1, way("a", 130, 10)), (2, way("b", 140, 10))]);
         let later = now + REST;
+        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Try(b));
+        ways.proved(b, later);
         assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Better);
         assert_eq!(ways.chosen(), Some(b));
         // A new one may look shorter. It is taken when it has been tried, and is.

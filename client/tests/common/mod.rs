@@ -417,6 +417,7 @@ impl Net {
             messages,
             handles: Vec::new(),
         };
+        let load = |edge: &usize| state.knobs.loads.get(edge).copied().unwrap_or(0);
         let welcome = Welcome {
             relay: format!("edge-{edge}"),
             region: "test".to_owned(),
@@ -424,8 +425,14 @@ impl Net {
             expires_unix_s: u64::MAX / 4,
             app: "app".to_owned(),
             user: user.to_owned(),
-            edges: state.edges.iter().map(told).collect(),
-            load_permille: state.knobs.loads.get(&edge).copied().unwrap_or(0),
+            edges: (0..)
+                .zip(&state.edges)
+                .map(|(index, edge)| Edge {
+                    load_permille: load(&index),
+                    ..told(edge)
+                })
+                .collect(),
+            load_permille: load(&edge),
             ..Welcome::default()
         };
         session.tell(id, edge_message::Body::Welcome(welcome));
@@ -513,6 +520,13 @@ impl Net {
         let is_message = header.kind == Kind::Message;
         let loss = state.knobs.loss;
         if state.happens(loss) && is_message {
+            return;
+        }
+        // What a way costs is only said here: whoever tries one finds all alike.
+        if is_message
+            && state.knobs.costs.is_some()
+            && matches!(LaneFrame::decode(payload.clone()), Ok(LaneFrame::Try(_)))
+        {
             return;
         }
         if is_message
