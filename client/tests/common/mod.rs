@@ -322,6 +322,10 @@ impl Net {
                         let mut state = self.state.lock().unwrap();
                         if let Some(session) = state.sessions.get_mut(&me) {
                             session.further = role.standby;
+                            if !role.standby {
+                                let user = session.user.clone();
+                                state.directory.insert(user, me);
+                            }
                         }
                     }
                     (client_message::Body::KeepAlive(wait), Some(me)) => {
@@ -437,7 +441,11 @@ impl Net {
         };
         session.tell(id, edge_message::Body::Welcome(welcome));
         state.sessions.insert(me, session);
-        state.directory.insert(user.to_owned(), me);
+        // A session that stands by is not where a user is sought.
+        let stands_by = state.sessions[&me].further && state.directory.contains_key(user);
+        if !stands_by {
+            state.directory.insert(user.to_owned(), me);
+        }
         state.tell_presence(user);
         let (net, reading, spawner) = (self.clone(), connection.clone(), host.clone());
         host.spawn(async move {
