@@ -2,6 +2,7 @@
 
 mod congestion;
 mod controller;
+mod data_plane;
 mod day;
 mod delay;
 mod fan_out;
@@ -19,7 +20,13 @@ mod ways;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+
+use data_plane::{
+    between::{self, UdpMode},
+    ends::{self, EndArgs},
+};
 
 /// Measures Tradewind on this machine.
 #[derive(Debug, Parser)]
@@ -29,6 +36,7 @@ use clap::{Parser, Subcommand};
     after_help = "Build everything first: cargo build --release --workspace
 
 Examples:
+  tradewind-bench data-plane
   tradewind-bench relay-delay
   tradewind-bench relay-delay --seconds 60 --json
   tradewind-bench planner --relays 100,1000
@@ -48,6 +56,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// What packets cost in a relay, beside a plain UDP forwarder and a minimal relay on quinn.
+    DataPlane(data_plane::DataPlaneArgs),
     /// What one relay adds to a packet's delay at light load, beside bare sockets.
     RelayDelay(delay::DelayArgs),
     /// Time and memory of a full plan and of steps, by the number of relays.
@@ -72,18 +82,24 @@ enum Command {
     /// Many sessions that do nothing.
     #[command(hide = true)]
     IdleSessions(sessions::IdleArgs),
-    /// The minimal relay that fan-out is compared with.
-    #[command(hide = true)]
-    QuinnRelay {
-        /// Where to write whom to trust.
-        roots: std::path::PathBuf,
-    },
     /// The bare forwarder that a relay is compared with.
     #[command(hide = true)]
     UdpForwarder {
-        /// Where to send what comes.
-        to: std::net::SocketAddr,
+        /// How it receives and sends.
+        mode: UdpMode,
     },
+    /// The minimal relay that a relay is compared with.
+    #[command(hide = true)]
+    QuinnRelay {
+        /// Directory of a development CA.
+        dir: std::path::PathBuf,
+    },
+    /// Sessions that send when they are told to.
+    #[command(hide = true)]
+    Sender(EndArgs),
+    /// Sessions that receive and count.
+    #[command(hide = true)]
+    Receiver(EndArgs),
 }
 
 fn main() -> ExitCode {
@@ -99,8 +115,20 @@ fn main() -> ExitCode {
         Command::SlowReader(args) => slow_reader::run(&args),
         Command::Sessions(args) => sessions::run(&args),
         Command::IdleSessions(args) => sessions::idle(&args),
-        Command::QuinnRelay { roots } => quinn_relay::run(&roots),
-        Command::UdpForwarder { to } => ways::forward(to),
+        Command::DataPlane(args) => data_plane::run(&args),
+        Command::UdpForwarder { mode } => alone(between::udp_forwarder(mode)),
+        Command::QuinnRelay { dir } => alone(between::quinn_relay(&dir)),
+        Command::Sender(args) => alone(ends::sender(&args)),
+        Command::Receiver(args) => alone(ends::receiver(&args)),
     };
     tradewind_service::exit::finish("tradewind-bench", result)
+}
+
+/// Runs on this thread.
+fn alone(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?
+        .block_on(future)
 }

@@ -142,10 +142,14 @@ impl RawSession {
         }
     }
 
+    /// Its connection.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Sends a datagram.
     pub(crate) fn send_media(&self, handle: u32, class: Class, body: &[u8]) -> anyhow::Result<()> {
-        let mut packet = BytesMut::zeroed(AccessHeader::LEN);
-        header(Kind::Media, class, handle).encode(&mut packet);
+        let mut packet = BytesMut::from(media_head(handle, class));
         packet.extend_from_slice(body);
         Ok(self.connection.send_datagram(packet.freeze())?)
     }
@@ -230,6 +234,13 @@ impl RawSession {
             }
         });
     }
+}
+
+/// What a datagram begins with.
+pub(crate) fn media_head(handle: u32, class: Class) -> Bytes {
+    let mut head = BytesMut::zeroed(AccessHeader::LEN);
+    header(Kind::Media, class, handle).encode(&mut head);
+    head.freeze()
 }
 
 fn header(kind: Kind, class: Class, handle: u32) -> AccessHeader {

@@ -13,6 +13,7 @@ pub(crate) struct Summary {
     pub(crate) p50_us: f64,
     pub(crate) p90_us: f64,
     pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
     pub(crate) max_us: f64,
 }
 
@@ -32,6 +33,7 @@ impl Summary {
             p50_us: at(0.5),
             p90_us: at(0.9),
             p99_us: at(0.99),
+            p999_us: at(0.999),
             max_us: at(1.0),
         }
     }

@@ -19,6 +19,7 @@ use tradewind_host::{Host, OsHost};
 use tradewind_trust::{Ca, tls};
 
 use crate::{
+    data_plane::between::{NUMBER, REGISTER},
     network::{Entrance, Process},
     threads::on_a_thread,
 };
@@ -72,18 +73,18 @@ impl Bare {
     pub(crate) fn start(packets: Packets) -> anyhow::Result<Self> {
         let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         let me = std::env::current_exe().context("where is this program?")?;
-        let to = receiver.local_addr()?.to_string();
         let (process, lines) =
-            Process::start(Command::new(me).args(["udp-forwarder", &to]), "ready")?;
-        let forwarder = lines
+            Process::start(Command::new(me).args(["udp-forwarder", "single"]), "ready")?;
+        let forwarder: SocketAddr = lines
             .first()
             .context("the forwarder says nothing")?
             .parse()?;
+        receiver.send_to(&[REGISTER.to_be_bytes(), [0; NUMBER]].concat(), forwarder)?;
         let (sender, delays) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 2_048];
             while let Ok(length) = receiver.recv(&mut buffer) {
-                if let Some(delay) = packets.delay(&buffer[..length])
+                if let Some(delay) = packets.delay(&buffer[NUMBER.min(length)..length])
                     && sender.send(delay).is_err()
                 {
                     return;
@@ -109,24 +110,13 @@ impl Bare {
 
 impl Way for Bare {
     fn send(&mut self) -> anyhow::Result<()> {
-        self.socket
-            .send_to(&self.packets.stamped(), self.forwarder)?;
+        let packet = [&[0; NUMBER], &self.packets.stamped()[..]].concat();
+        self.socket.send_to(&packet, self.forwarder)?;
         Ok(())
     }
 
     fn take_delays(&mut self) -> Vec<u64> {
         self.delays.try_iter().collect()
-    }
-}
-
-/// The whole of the bare forwarder: says its address, then hands on what comes.
-pub(crate) fn forward(to: SocketAddr) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    println!("{}\nready", socket.local_addr()?);
-    let mut buffer = [0; 2_048];
-    loop {
-        let length = socket.recv(&mut buffer)?;
-        socket.send_to(&buffer[..length], to)?;
     }
 }
 
