@@ -35,10 +35,10 @@ smoke:
 kills:
     .ci/run build kills
 
-# What a relay costs, beside bare sockets
+# What packets cost in a relay, beside plain UDP and a minimal relay on quinn
 bench *ARGS:
     cargo build --release --workspace
-    target/release/tradewind-bench relay-delay {{ARGS}}
+    target/release/tradewind-bench data-plane {{ARGS}}
 
 # A whole network on this machine
 lab *ARGS:
