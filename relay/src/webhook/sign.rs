@@ -1,4 +1,4 @@
-//! Signatures, as Standard Webhooks (https://www.standardwebhooks.com) has them: libraries that verify
+//! Signatures, as Standard Webhooks (<https://www.standardwebhooks.com>) has them: libraries that verify
 //! them exist for most languages.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
