@@ -7,8 +7,8 @@ mod incoming;
 mod lookup;
 mod outgoing;
 mod presence;
+mod proving;
 mod talk;
-mod trials;
 mod tries;
 mod ways;
 
@@ -104,12 +104,12 @@ pub(crate) struct Core {
     next_flow: u32,
     pings: BTreeMap<u32, Ping>,
     /// Ways that are tried, by the flow of the echoes.
-    trials: BTreeMap<u32, trials::Trial>,
+    proofs: BTreeMap<u32, proving::Proof>,
     reorder: Reorder<FlowKey, (Media, Instant)>,
     reorder_timer: Option<Instant>,
-    /// Ways that are being tried, by trial, the oldest first.
+    /// Ways that are being tried, by number, the oldest first.
     tries: BTreeMap<u64, Trying>,
-    next_trial: u32,
+    next_try: u32,
     pub(crate) inbox: Inbox,
     pub(crate) stats: Stats,
     wakes: Wakes,
@@ -214,8 +214,8 @@ enum Timer {
     Groups,
     Watches,
     Lookup(Arc<str>),
-    /// The trial with this flow.
-    Trial(u32),
+    /// The echo with this flow.
+    Proof(u32),
     /// Media that has overtaken other has waited for long enough.
     Reorder,
 }
@@ -296,11 +296,11 @@ impl Core {
             next_id: 1,
             next_flow: 1,
             pings: BTreeMap::new(),
-            trials: BTreeMap::new(),
+            proofs: BTreeMap::new(),
             reorder: Reorder::new(config.reorder),
             reorder_timer: None,
             tries: BTreeMap::new(),
-            next_trial: 0,
+            next_try: 0,
             inbox: Inbox::new(config.message_queue, config.media_queue),
             stats: Stats::default(),
             wakes: Wakes::default(),
@@ -369,7 +369,7 @@ impl Core {
             match timer {
                 Timer::Lookup(user) => self.lookup_timer(&user, now),
                 Timer::Groups => self.on_group_timer(now),
-                Timer::Trial(flow) => self.try_again(flow, now),
+                Timer::Proof(flow) => self.prove_again(flow, now),
                 Timer::Reorder => self.on_reorder_timer(now),
                 Timer::Watches => self.watch_timer(),
                 Timer::Lane(LaneKey::Send(device, lane)) => {

@@ -314,3 +314,34 @@ pub(crate) fn read_named(path: &Path) -> anyhow::Result<Vec<u8>> {
         .with_context(|| format!("cannot read {}", path.display()))
         .map_err(usage)
 }
+
+/// How [`for_a_while`] has ended.
+pub(super) enum Ended<T> {
+    /// The work was done.
+    Done(T),
+    /// It was not done by then.
+    TimeOver(HumanDuration),
+    /// By Ctrl-C.
+    Interrupted,
+}
+
+/// Works until it is done, the time is over or Ctrl-C comes: in all three cases the caller can still say
+/// goodbye.
+pub(super) async fn for_a_while<T>(
+    timeout: Option<HumanDuration>,
+    work: impl Future<Output = T>,
+) -> Ended<T> {
+    let timed = async {
+        match timeout {
+            None => Ended::Done(work.await),
+            Some(timeout) => match host().timeout(timeout.0, work).await {
+                Ok(done) => Ended::Done(done),
+                Err(_) => Ended::TimeOver(timeout),
+            },
+        }
+    };
+    tokio::select! {
+        ended = timed => ended,
+        _ = tokio::signal::ctrl_c() => Ended::Interrupted,
+    }
+}

@@ -8,7 +8,7 @@ use tradewind_client::{Client, Event, Message, State};
 use tradewind_service::config::HumanDuration;
 
 use super::{
-    connect::{ConnectArgs, host},
+    connect::{ConnectArgs, Ended, for_a_while},
     show,
 };
 
@@ -39,15 +39,10 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<()> {
     }
     let mut received = 0;
     let receiving = receive(&client, &args, &mut received);
-    let result = match args.timeout {
-        None => tokio::select! {
-            result = receiving => result,
-            _ = tokio::signal::ctrl_c() => Ok(()),
-        },
-        Some(timeout) => match host().timeout(timeout.0, receiving).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow!("{received} messages came within {timeout}")),
-        },
+    let result = match for_a_while(args.timeout, receiving).await {
+        Ended::Done(result) => result,
+        Ended::Interrupted => Ok(()),
+        Ended::TimeOver(timeout) => Err(anyhow!("{received} messages came within {timeout}")),
     };
     // Says goodbye, so that the directory knows at once.
     client.close().await;

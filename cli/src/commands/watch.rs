@@ -7,7 +7,7 @@ use tradewind_client::{Client, Event, State};
 use tradewind_service::{config::HumanDuration, exit::UsageError};
 
 use super::{
-    connect::{ConnectArgs, host, now, unix_seconds},
+    connect::{ConnectArgs, Ended, for_a_while, now, unix_seconds},
     show,
 };
 
@@ -46,16 +46,12 @@ pub(crate) async fn run(args: WatchArgs) -> anyhow::Result<()> {
         .map_err(|error| UsageError::new(error.to_string()))?;
     let mut shown = 0;
     let watching = watch(&client, &args, &mut shown);
-    let result = match args.timeout {
-        None => tokio::select! {
-            result = watching => result,
-            _ = tokio::signal::ctrl_c() => Ok(()),
-        },
-        Some(timeout) => match host().timeout(timeout.0, watching).await {
-            Ok(result) => result,
-            Err(_) if args.count.is_none() => Ok(()),
-            Err(_) => Err(anyhow!("{shown} changes came within {timeout}")),
-        },
+    let result = match for_a_while(args.timeout, watching).await {
+        Ended::Done(result) => result,
+        Ended::TimeOver(timeout) if args.count.is_some() => {
+            Err(anyhow!("{shown} changes came within {timeout}"))
+        }
+        Ended::TimeOver(_) | Ended::Interrupted => Ok(()),
     };
     client.close().await;
     result

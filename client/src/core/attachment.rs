@@ -238,8 +238,10 @@ impl Core {
             }
             if talking && matches!(ended, Ended::Lost(_)) {
                 if let Some(peer) = self.peers.get_mut(&user) {
+                    if peer.unsaid.len() >= MAX_UNSAID {
+                        peer.unsaid.remove(0);
+                    }
                     peer.unsaid.push(left.clone());
-                    peer.unsaid.truncate(MAX_UNSAID);
                 }
                 self.say_unsaid(&user, now);
             }

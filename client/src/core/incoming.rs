@@ -58,7 +58,7 @@ impl Core {
             }
         };
         let payload = bytes.slice(AccessHeader::LEN..);
-        if !(reliable && LaneFrame::is_trial(&payload)) {
+        if !(reliable && LaneFrame::is_try(&payload)) {
             self.note_use(session, now);
         }
         let packet = Packet {
@@ -318,7 +318,7 @@ impl Core {
 
     fn on_echo_reply(&mut self, packet: &Packet, now: Instant) {
         let flow = packet.header.flow;
-        if self.on_trial_answered(&packet.header, &packet.payload, now) {
+        if self.on_proof(&packet.header, &packet.payload, now) {
             return;
         }
         let report = self.pings.get(&flow).and_then(|ping| {

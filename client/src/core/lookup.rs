@@ -539,11 +539,11 @@ impl Core {
             return;
         };
         let leg = |session: u64| Some(attachments.get(&session)?.leg());
-        let (mut moved, mut to_try) = (Vec::new(), Vec::new());
+        let (mut moved, mut unproven) = (Vec::new(), Vec::new());
         for (&instance, device) in &mut peer.devices {
             match device.ways.choose(leg, first, now) {
                 Choice::Same => {}
-                Choice::Try(way) => to_try.push((instance, way)),
+                Choice::Prove(way) => unproven.push((instance, way)),
                 choice => moved.push((instance, choice)),
             }
         }
@@ -556,8 +556,8 @@ impl Core {
             user: user.clone(),
             instance,
         };
-        for (instance, way) in to_try {
-            self.try_way(&key(instance), way, now);
+        for (instance, way) in unproven {
+            self.prove_way(&key(instance), way, now);
         }
         for (instance, choice) in moved {
             let key = key(instance);

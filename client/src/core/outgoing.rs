@@ -174,7 +174,7 @@ impl Core {
             && let Some(attachment) = self.attachments.get_mut(&session)
             && let Some(key) = attachment.ready[stream].pop_front()
         {
-            of_use |= !matches!(&key, LaneKey::Notice(_, frame) if LaneFrame::is_trial(frame));
+            of_use |= !matches!(&key, LaneKey::Notice(_, frame) if LaneFrame::is_try(frame));
             match key {
                 LaneKey::Send(device, lane) => {
                     let Some(Device { ways, lanes, .. }) = self.device(&device) else {

@@ -109,7 +109,9 @@ impl Core {
                 Status::Denied => self.end_watch(user, WatchError::Denied),
                 Status::TooMany => self.end_watch(user, WatchError::TooMany),
                 Status::Busy => {
-                    self.watched.busy.push(user);
+                    if !self.watched.busy.contains(&user) {
+                        self.watched.busy.push(user);
+                    }
                     let at = Some(now + BUSY_RETRY);
                     let before = std::mem::replace(&mut self.watched.busy_until, at);
                     self.set_timer(Timer::Watches, before, at);

@@ -57,6 +57,11 @@ impl Tries {
         self.hold(now).min()
     }
 
+    /// When an answer came last.
+    pub(super) fn latest(&self) -> Option<Instant> {
+        self.excess_us.first().map(|(at, _)| *at)
+    }
+
     pub(super) fn are_enough(&self, now: Instant) -> bool {
         self.hold(now).count() >= ENOUGH
     }
@@ -118,11 +123,7 @@ pub(super) struct Trying {
 impl Core {
     /// Tries the ways to a peer, if that may change which one is taken and it is time for it.
     pub(super) fn try_ways(&mut self, user: &Arc<str>, now: Instant) {
-        while let Some(oldest) = self.tries.first_entry()
-            && oldest.get().sent + PATIENCE <= now
-        {
-            oldest.remove();
-        }
+        self.end_unanswered_tries(now);
         let attachments = &self.attachments;
         let leg = |session: u64| Some(attachments.get(&session)?.leg());
         let Some(peer) = self.peers.get_mut(user) else {
@@ -148,11 +149,37 @@ impl Core {
                 return;
             }
             // In the order of time, and not to be guessed by who does not hear it.
-            self.next_trial = self.next_trial.wrapping_add(1);
+            self.next_try = self.next_try.wrapping_add(1);
             let chance = random(&*self.host) & u64::from(u32::MAX);
-            let trial = u64::from(self.next_trial) << 32 | chance;
+            let trial = u64::from(self.next_try) << 32 | chance;
             self.send_notice(trying.way, &LaneFrame::Try(Try { trial }));
             self.tries.insert(trial, trying);
+        }
+    }
+
+    /// What has not been answered in time leads nowhere, if another way that was tried since does: it is
+    /// left out, so that the others are chosen from. The one in use shows by itself whether it works.
+    fn end_unanswered_tries(&mut self, now: Instant) {
+        let mut silent = Vec::new();
+        while let Some(oldest) = self.tries.first_entry()
+            && oldest.get().sent + PATIENCE <= now
+        {
+            silent.push(oldest.remove());
+        }
+        for Trying {
+            device: key,
+            way,
+            sent,
+            ..
+        } in silent
+        {
+            if let Some(device) = self.device(&key)
+                && device.ways.chosen() != Some(way)
+                && device.ways.any_tried_since(sent)
+            {
+                device.ways.distrust(way, now);
+                self.choose_ways(&key.user, now);
+            }
         }
     }
 

@@ -74,7 +74,7 @@ pub(super) enum Choice {
     /// As before.
     Same,
     /// As before; but this one should be better, if it works.
-    Try(WayKey),
+    Prove(WayKey),
     /// A better one than before.
     Better,
     /// Another one than before, which does not hold any more (or there is none now, or the first one).
@@ -261,6 +261,12 @@ impl Ways {
         }
     }
 
+    /// Whether an answer has come over one of them since then.
+    pub(super) fn any_tried_since(&self, since: Instant) -> bool {
+        let mut latest = self.known.values().filter_map(|way| way.tries.latest());
+        latest.any(|at| at >= since)
+    }
+
     /// What all that were tried took longer than their parts: above all the difference of the clocks.
     fn common_excess_us(&self, now: Instant) -> i64 {
         let tried = self.known.values();
@@ -311,7 +317,7 @@ impl Ways {
             let proven_at = self.known.get(&key).and_then(|way| way.proven_at);
             match proven_at.is_some_and(|at| now < at + PROVEN) {
                 true => Choice::Better,
-                false => Choice::Try(key),
+                false => Choice::Prove(key),
             }
         };
         let choice = match (present, best) {
@@ -400,7 +406,7 @@ mod tests {
         ways.learn(FURTHER, [(7, way("a", 50, 10))]);
         let later = now + REST;
         let further = key(FURTHER, 7);
-        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Try(further));
+        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Prove(further));
         assert_eq!(ways.chosen(), Some(key(FIRST, 2)), "not before it is tried");
         ways.proved(further, later);
         assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Better);
@@ -421,10 +427,10 @@ mod tests {
         assert_eq!(ways.choose(leg, Some(FIRST), now + ms(10)), Choice::Same);
         let rested = now + REST;
         let other = key(FIRST, 2);
-        assert_eq!(ways.choose(leg, Some(FIRST), rested), Choice::Try(other));
+        assert_eq!(ways.choose(leg, Some(FIRST), rested), Choice::Prove(other));
         ways.proved(other, rested);
         let late = rested + PROVEN;
-        assert_eq!(ways.choose(leg, Some(FIRST), late), Choice::Try(other));
+        assert_eq!(ways.choose(leg, Some(FIRST), late), Choice::Prove(other));
         // What has just been said of it by the directory does not change that it works.
         ways.learn(FIRST, [(1, way("a", 100, 10)), (2, way("b", 60, 10))]);
         assert_eq!(ways.choose(leg, Some(FIRST), rested), Choice::Better);
@@ -489,7 +495,7 @@ mod tests {
         // A later plan makes both longer: what was seen still holds.
         ways.learn(FIRST, [(1, way("a", 130, 10)), (2, way("b", 140, 10))]);
         let later = now + REST;
-        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Try(b));
+        assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Prove(b));
         ways.proved(b, later);
         assert_eq!(ways.choose(leg, Some(FIRST), later), Choice::Better);
         assert_eq!(ways.chosen(), Some(b));

@@ -230,7 +230,7 @@ impl LaneFrame {
 
     /// Whether the payload of a packet is a [`Try`] or its answer: those are no use of a way.
     #[must_use]
-    pub fn is_trial(payload: &[u8]) -> bool {
+    pub fn is_try(payload: &[u8]) -> bool {
         payload
             .first()
             .is_some_and(|byte| matches!(byte & 0x0f, TRY | TRIED))

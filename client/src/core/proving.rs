@@ -1,4 +1,4 @@
-//! Before something that goes well moves to a way which should be shorter, that way is tried: an echo
+//! Before something that goes well moves to a way which should be shorter, that way is proved: an echo
 //! goes there and back. So nothing moves to an edge that is dead without anybody having noticed, and the
 //! peer's edge knows who this client is there before the first packet comes.
 
@@ -12,55 +12,55 @@ use tradewind_proto::{
 use super::{Core, DeviceKey, Timer, WayKey, random};
 use crate::shared::Shared;
 
-/// How long an answer is waited for before the way is tried again; three times the round trip at least.
+/// How long an answer is waited for before the echo is sent again; three times the round trip at least.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// How often a way is tried.
-const TRIES: u32 = 3;
-/// Trials at a time; beyond it conversations stay where they are.
-const MAX_TRIALS: usize = 1_024;
+/// How often that is attempted.
+const ATTEMPTS: u32 = 3;
+/// Ways that are proved at a time; beyond it conversations stay where they are.
+const MAX_PROOFS: usize = 1_024;
 
-/// A way that is being tried.
-pub(super) struct Trial {
+/// A way that is to be proved.
+pub(super) struct Proof {
     key: DeviceKey,
     way: WayKey,
     nonce: [u8; 8],
-    tries: u32,
+    attempts: u32,
 }
 
 impl Core {
-    /// Tries a way to a device, unless that is being done.
-    pub(super) fn try_way(&mut self, key: &DeviceKey, way: WayKey, now: Instant) {
-        let same = |trial: &Trial| trial.key == *key && trial.way == way;
-        if self.trials.values().any(same) {
+    /// Proves a way to a device, unless that is being done.
+    pub(super) fn prove_way(&mut self, key: &DeviceKey, way: WayKey, now: Instant) {
+        let same = |proof: &Proof| proof.key == *key && proof.way == way;
+        if self.proofs.values().any(same) {
             return;
         }
         // Another way than that is the best one by now.
-        self.trials.retain(|_, trial| trial.key != *key);
-        if self.trials.len() >= MAX_TRIALS {
+        self.proofs.retain(|_, proof| proof.key != *key);
+        if self.proofs.len() >= MAX_PROOFS {
             return;
         }
         let flow = self.new_flow();
-        let trial = Trial {
+        let proof = Proof {
             key: key.clone(),
             way,
             nonce: random(&*self.host).to_be_bytes(),
-            tries: 0,
+            attempts: 0,
         };
-        self.trials.insert(flow, trial);
-        self.try_again(flow, now);
+        self.proofs.insert(flow, proof);
+        self.prove_again(flow, now);
     }
 
-    /// Sends the echo of a trial (again), or ends it: nothing is heard over that way.
-    pub(super) fn try_again(&mut self, flow: u32, now: Instant) {
-        let Some(trial) = self.trials.get_mut(&flow) else {
+    /// Sends the echo of a proof (again), or ends it: nothing is heard over that way.
+    pub(super) fn prove_again(&mut self, flow: u32, now: Instant) {
+        let Some(proof) = self.proofs.get_mut(&flow) else {
             return;
         };
-        trial.tries += 1;
-        let (key, way, nonce) = (trial.key.clone(), trial.way, trial.nonce);
+        proof.attempts += 1;
+        let (key, way, nonce) = (proof.key.clone(), proof.way, proof.nonce);
         let live = self.attachments.get(&way.session);
         let live = live.map(|attachment| attachment.live.clone());
-        let (Some(live), true) = (live, trial.tries <= TRIES) else {
-            self.trials.remove(&flow);
+        let (Some(live), true) = (live, proof.attempts <= ATTEMPTS) else {
+            self.proofs.remove(&flow);
             if let Some(device) = self.device(&key) {
                 device.ways.distrust(way, now);
                 self.choose_ways(&key.user, now);
@@ -87,23 +87,18 @@ impl Core {
         let known = device.and_then(|device| device.ways.cost_of(way));
         let leg = live.connection.rtt();
         let patience = PATIENCE.max(3 * (leg + 2 * known.unwrap_or_default()));
-        self.set_timer(Timer::Trial(flow), None, Some(now + patience));
+        self.set_timer(Timer::Proof(flow), None, Some(now + patience));
     }
 
-    /// An echo has come back. Whether it was that of a trial.
-    pub(super) fn on_trial_answered(
-        &mut self,
-        header: &AccessHeader,
-        nonce: &[u8],
-        now: Instant,
-    ) -> bool {
-        let Some(trial) = self.trials.get(&header.flow) else {
+    /// An echo has come back. Whether it was that of a proof.
+    pub(super) fn on_proof(&mut self, header: &AccessHeader, nonce: &[u8], now: Instant) -> bool {
+        let Some(proof) = self.proofs.get(&header.flow) else {
             return false;
         };
-        if nonce != trial.nonce {
+        if nonce != proof.nonce {
             return false;
         }
-        if let Some(Trial { key, way, .. }) = self.trials.remove(&header.flow)
+        if let Some(Proof { key, way, .. }) = self.proofs.remove(&header.flow)
             && let Some(device) = self.device(&key)
         {
             device.ways.proved(way, now);
