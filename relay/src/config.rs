@@ -217,12 +217,18 @@ pub(crate) struct ConfigArgs {
     #[arg(
         long,
         env = "TRADEWIND_RELAY_WEBHOOK_SECRET",
+        requires = "webhook",
         hide_env_values = true,
         value_name = "SECRET"
     )]
     webhook_secret: Option<Secret>,
     /// A file with it.
-    #[arg(long, env = "TRADEWIND_RELAY_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "TRADEWIND_RELAY_WEBHOOK_SECRET_FILE",
+        requires = "webhook",
+        value_name = "FILE"
+    )]
     webhook_secret_file: Option<PathBuf>,
     /// How long clients have to leave when it is stopped.
     #[arg(long, env = "TRADEWIND_RELAY_DRAIN", value_name = "DURATION")]

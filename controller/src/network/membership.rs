@@ -151,9 +151,8 @@ impl Network {
         if let Some(load) = &report.load {
             entry.sessions = load.sessions;
             entry.busy_permille = load.busy_permille.min(1_000);
-            let told = entry.load_told();
-            entry.load_permille = load.load_permille.max(load.busy_permille).min(1_000);
-            self.loads_changed |= told != entry.load_told();
+            let permille = load.load_permille.max(load.busy_permille).min(1_000);
+            self.loads_changed |= entry.set_load(permille);
             if entry.draining != load.draining {
                 self.set_draining(now, relay, load.draining);
             }

@@ -18,6 +18,23 @@ const MAX_ADDRESSES: usize = 16;
 /// Most uplinks of one relay.
 const MAX_UPLINKS: usize = 16;
 
+/// A load that is told is told lower only when the relay is so much below it, parts per thousand: each
+/// time all relays are told, and one that swings about a step would never be done.
+const WELL_BELOW: u32 = 50;
+
+/// What is told of a load, when `told` was told last: steps of 100, and nothing below 500.
+const fn load_to_tell(told: u32, permille: u32) -> u32 {
+    let step = match permille {
+        0..500 => 0,
+        load => load / 100 * 100,
+    };
+    if step > told || permille + WELL_BELOW < told {
+        step
+    } else {
+        told
+    }
+}
+
 /// All relays ever known, in the order of their indices.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
@@ -41,6 +58,8 @@ pub(super) struct Relay {
     pub(super) busy_permille: u32,
     /// The greater of that and of its share of sessions.
     pub(super) load_permille: u32,
+    /// Its load as clients are told of it: coarsely, and not before it matters.
+    pub(super) load_told: u32,
     /// Newest plan it has acknowledged.
     pub(super) held: Option<PlanId>,
     /// Sequence of its last report in this incarnation.
@@ -231,6 +250,7 @@ impl Registry {
             sessions: 0,
             busy_permille: 0,
             load_permille: 0,
+            load_told: 0,
             held: None,
             last_report: None,
             dead_since: None,
@@ -259,16 +279,16 @@ impl Relay {
             draining: self.draining || matches!(self.standing, Standing::Leaving { .. }),
             incarnation: self.saved.incarnation,
             uplinks: self.saved.uplinks.iter().map(SavedUplink::info).collect(),
-            load_permille: self.load_told(),
+            load_permille: self.load_told,
         }
     }
 
-    /// Its load as clients are told of it: coarsely, and not before it matters.
-    pub(super) const fn load_told(&self) -> u32 {
-        match self.load_permille {
-            0..500 => 0,
-            load => load / 100 * 100,
-        }
+    /// Takes note of how loaded it is now. Whether others are to be told.
+    pub(super) fn set_load(&mut self, permille: u32) -> bool {
+        self.load_permille = permille;
+        let before = self.load_told;
+        self.load_told = load_to_tell(before, permille);
+        before != self.load_told
     }
 
     /// What it says one of its uplinks carries each way, bytes per second.
@@ -384,5 +404,24 @@ fn saved_uplink(uplink: &UplinkInfo) -> SavedUplink {
         number: uplink.number as u8,
         link_addresses: uplink.link_addresses.clone(),
         capacity: uplink.capacity,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_swings_about_a_step_is_told_once() {
+        let mut told = 0;
+        let mut of = |permille| {
+            told = load_to_tell(told, permille);
+            told
+        };
+        let swings = [499, 500, 499, 599, 600, 599, 551, 600, 549, 449, 1_000];
+        assert_eq!(
+            swings.map(&mut of),
+            [0, 500, 500, 500, 600, 600, 600, 600, 500, 0, 1_000]
+        );
     }
 }

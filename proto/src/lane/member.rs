@@ -316,6 +316,8 @@ impl MemberLane {
             }
             // It came late by itself, and what is missing now is another one.
             Asking::At(at) if went_on && !self.ask_newest => Asking::At(at.max(now + MISSING_FOR)),
+            // Over a thin line the answer takes its time: what comes shows that it is under way.
+            Asking::Open(at) if went_on => Asking::Open(at.max(now + ANSWER_WITHIN)),
             asking => asking,
         };
     }

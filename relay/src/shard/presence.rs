@@ -265,7 +265,7 @@ impl Shard {
         let names = users.into_iter().take(USERS_PER_MESSAGE);
         let mut states = Vec::new();
         for user in names.filter_map(|name| parse_name(Some(name))) {
-            let sure_from = self.presence_sure_from(&user);
+            let sure_from = self.presence_sure_from(&user, now);
             let known = || Known {
                 sessions: directory
                     .lookup(&user, now)
@@ -285,7 +285,11 @@ impl Shard {
     }
 
     /// From when on this home knows all sessions of a user.
-    fn presence_sure_from(&self, user: &UserKey) -> Instant {
+    fn presence_sure_from(&self, user: &UserKey, now: Instant) -> Instant {
+        // Nearly always: no user's homes have to be worked out.
+        if now >= self.homes_warm_at {
+            return self.presence.cold_until;
+        }
         let before = directory::homes(user, &self.presence.relays_before);
         if before.contains(&self.tables.me) {
             self.presence.cold_until

@@ -173,6 +173,15 @@ impl Shard {
         identity
     }
 
+    /// Remembers who is behind a session elsewhere. Where there is no room all others are forgotten, and
+    /// asked for again when they matter.
+    pub(super) fn remember_identity(&mut self, locator: Locator, identity: (UserKey, u64)) {
+        if self.identities.len() >= MAX_IDENTITIES && !self.identities.contains_key(&locator) {
+            self.identities.clear();
+        }
+        self.identities.insert(locator, identity);
+    }
+
     /// Tells the homes of a user of its new session, or how it is used now.
     pub(super) fn announce_session(&mut self, key: ConnKey, now: Instant) {
         let Some((user, at)) = self.presence_of(key) else {
@@ -575,10 +584,7 @@ impl Shard {
             user: identity.user,
         };
         let user = (user, identity.instance);
-        if self.identities.len() >= MAX_IDENTITIES {
-            self.identities.clear();
-        }
-        self.identities.insert(locator, user.clone());
+        self.remember_identity(locator, user.clone());
         if let Some(Request {
             what: What::WhoIs { waiting, .. },
             ..

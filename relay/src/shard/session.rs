@@ -19,7 +19,8 @@ use tradewind_proto::{
     Class, CloseCode, Locator, Profile, RelayIndex, UserKey,
     control::{
         ClientMessage, Device, Edge, EdgeDown, EdgeMessage, Edges, Hello, LookupResult,
-        Role as SessionRole, Way, Welcome, client_message, edge_message, lookup_result,
+        Role as SessionRole, UnwatchUsers, WatchUsers, Way, Welcome, client_message, edge_message,
+        lookup_result,
     },
     frame_message,
     token::Claims,
@@ -30,7 +31,8 @@ use super::{
     connection::{Conn, Role},
 };
 use crate::{
-    allowance::Allowance, apps::AppId, directory::Whereabouts, plan::Plan, tables::RulesByPlan,
+    allowance::Allowance, apps::AppId, directory::Whereabouts, plan::Plan,
+    presence::USERS_PER_MESSAGE, tables::RulesByPlan,
 };
 
 /// Handles that one session may hold.
@@ -283,6 +285,17 @@ impl Shard {
             }
             client_message::Body::FetchGroup(fetch) if ready => {
                 self.fetch_from_group(key, id, &fetch, now);
+            }
+            client_message::Body::WatchUsers(WatchUsers { users })
+            | client_message::Body::UnwatchUsers(UnwatchUsers { users })
+                if users.len() > USERS_PER_MESSAGE =>
+            {
+                self.close(
+                    key,
+                    CloseCode::Protocol,
+                    "a message names 100 users at most",
+                    now,
+                );
             }
             client_message::Body::WatchUsers(watch) if ready => {
                 self.watch_users(key, watch.users, now);

@@ -134,6 +134,8 @@ pub(super) async fn run(
     let (done, mut ended) = mpsc::channel(caller.settings.concurrency);
     let mut rng = host.rng();
     let mut failing = false;
+    // All webhooks add to one gauge.
+    let mut shown = 0;
     loop {
         while let Some(job) = queue.next_job(host.now()) {
             let request = caller.request(&job, host.wall_clock());
@@ -144,11 +146,14 @@ pub(super) async fn run(
                 let _ = done.send((job.topic, outcome)).await;
             });
         }
-        caller.metrics.waiting.set(queue.waiting() as i64);
+        let waiting = queue.waiting() as i64;
+        caller.metrics.waiting.add(waiting - shown);
+        shown = waiting;
         let look_at = queue.next_due().unwrap_or_else(|| host.now() + IDLE);
         tokio::select! {
             event = events.recv() => {
                 let Some(event) = event else {
+                    caller.metrics.waiting.sub(shown);
                     return;
                 };
                 if !queue.push(event, rng.random(), host.now()) {

@@ -19,8 +19,6 @@ use crate::{
 
 /// Confirmations in one packet.
 const SEGMENTS_PER_PACKET: usize = 200;
-/// Identities remembered; shared with the sessions'.
-const MAX_IDENTITIES: usize = 100_000;
 
 impl Shard {
     /// Handles a message that is about groups; gives back what is not.
@@ -205,13 +203,11 @@ impl Shard {
         if !identity.known {
             return;
         }
-        if self.identities.len() < MAX_IDENTITIES {
-            let user = UserKey {
-                app: identity.app.clone(),
-                user: identity.user.clone(),
-            };
-            self.identities.insert(locator, (user, identity.instance));
-        }
+        let user = UserKey {
+            app: identity.app.clone(),
+            user: identity.user.clone(),
+        };
+        self.remember_identity(locator, (user, identity.instance));
         self.source_is(group, locator, &identity.app, identity.user, now);
     }
 

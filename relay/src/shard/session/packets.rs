@@ -65,7 +65,7 @@ impl Shard {
                     destination.relay,
                     |plan| session.rules_in(plan),
                 );
-                if session.must_introduce(access.handle) {
+                if !destination.is_relay_itself() && session.must_introduce(access.handle) {
                     self.introduce_to(destination.relay, sender, now);
                 }
                 let header = LinkHeader {
