@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 use tradewind_host::{Host, OsHost};
@@ -10,6 +9,7 @@ use tradewind_host::{Host, OsHost};
 use crate::{
     network::Network,
     stats::Summary,
+    threads::alone,
     ways::{Bare, Direct, Packets, Relayed, Way},
 };
 
@@ -37,11 +37,7 @@ pub(crate) struct DelayArgs {
 }
 
 pub(crate) fn run(args: &DelayArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(measure(args))
+    alone(measure(args))
 }
 
 async fn measure(args: &DelayArgs) -> anyhow::Result<()> {

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use bytes::BytesMut;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -17,6 +16,7 @@ use crate::{
     quinn_relay::QuinnRelay,
     raw::{Arrivals, Meter, RawSession, Receivers, payload, receivers, stamped},
     stats::Summary,
+    threads::alone,
 };
 
 /// A round is given up when it has not come to all within this.
@@ -98,11 +98,7 @@ impl Way {
 }
 
 pub(crate) fn run(args: &FanOutArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(measure(args))
+    alone(measure(args))
 }
 
 async fn measure(args: &FanOutArgs) -> anyhow::Result<()> {

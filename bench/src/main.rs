@@ -20,13 +20,13 @@ mod ways;
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use data_plane::{
     between::{self, UdpMode},
     ends::{self, EndArgs},
 };
+use threads::alone;
 
 /// Measures Tradewind on this machine.
 #[derive(Debug, Parser)]
@@ -122,13 +122,4 @@ fn main() -> ExitCode {
         Command::Receiver(args) => alone(ends::receiver(&args)),
     };
     tradewind_service::exit::finish("tradewind-bench", result)
-}
-
-/// Runs on this thread.
-fn alone(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(future)
 }

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use bytes::BytesMut;
 use clap::Args;
 use serde::Serialize;
@@ -17,7 +16,7 @@ use crate::{
     network::{Network, Process},
     raw::{Arrivals, Meter, RawSession, payload, receivers, stamped},
     stats::Summary,
-    threads::on_a_thread,
+    threads::{alone, on_a_thread},
     ways::{Bare, Packets, Way as _},
 };
 
@@ -60,11 +59,7 @@ struct Row {
 }
 
 pub(crate) fn run(args: &MessagesArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(measure(args))
+    alone(measure(args))
 }
 
 async fn measure(args: &MessagesArgs) -> anyhow::Result<()> {

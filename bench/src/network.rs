@@ -245,6 +245,13 @@ impl Process {
 }
 
 impl Process {
+    /// Starts something that a relay is compared with, and gives the address that it says first.
+    pub(crate) fn start_reference(command: &mut Command) -> anyhow::Result<(Self, SocketAddr)> {
+        let (process, lines) = Self::start(command, "ready")?;
+        let address = lines.first().context("it does not say its address")?;
+        Ok((process, address.parse()?))
+    }
+
     /// What all its threads have worked so far (Linux: `schedstat`).
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         crate::threads::process_cpu_time(self.0.id())
@@ -269,6 +276,12 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// This program.
+pub(crate) fn myself() -> anyhow::Result<Command> {
+    let me = std::env::current_exe().context("where is this program?")?;
+    Ok(Command::new(me))
 }
 
 fn beside_me(program: &str) -> anyhow::Result<PathBuf> {

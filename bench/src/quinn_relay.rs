@@ -1,7 +1,7 @@
 //! The least that can fan out, to compare with: a minimal relay on async quinn, one sender, and
 //! receivers that all get what it sends.
 
-use std::{net::SocketAddr, process::Command, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use quinn::Connection;
@@ -11,7 +11,7 @@ use tradewind_trust::{Ca, EDGE_NAME};
 
 use crate::{
     data_plane::between::{self, EVERYBODY, FIRST_SENDER, NUMBER},
-    network::{KEEP_ALIVE, Process, socket},
+    network::{KEEP_ALIVE, Process, myself, socket},
     raw::{Arrivals, PER_SOCKET, Receivers, receivers_on_a_thread},
 };
 
@@ -27,12 +27,10 @@ impl QuinnRelay {
     /// Starts it, with a sender and receivers that note what comes.
     pub(crate) async fn start(count: usize, arrivals: &Arc<Arrivals>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("no temporary directory")?;
-        let me = std::env::current_exe().context("where is this program?")?;
         let ca = Ca::create("bench", OsHost.wall_clock())?;
         ca.save(dir.path(), false)?;
-        let (process, lines) =
-            Process::start(Command::new(me).arg("quinn-relay").arg(dir.path()), "ready")?;
-        let address: SocketAddr = lines.first().context("it says nothing")?.parse()?;
+        let (process, address) =
+            Process::start_reference(myself()?.arg("quinn-relay").arg(dir.path()))?;
         let roots = ca.roots();
         let sender = socket(&roots, KEEP_ALIVE)?
             .connect(address, EDGE_NAME)?

@@ -1,16 +1,16 @@
 //! `tradewind-bench sessions`: memory of a relay with many idle sessions.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use tradewind_host::{Host, OsHost};
 
 use crate::{
-    network::{Entrance, Network, Process},
+    network::{Entrance, Network, Process, myself},
     quinn_relay::QuinnRelay,
     raw::{Arrivals, Meter, open_many},
+    threads::alone,
 };
 
 /// What setting them up has left behind is given back meanwhile, and the directory is told.
@@ -67,7 +67,7 @@ pub(crate) struct IdleArgs {
 
 /// The whole of such a process.
 pub(crate) fn idle(args: &IdleArgs) -> anyhow::Result<()> {
-    in_a_runtime(async {
+    alone(async {
         let entrance = Entrance::new(&args.dir, args.edge)
             .alive_every(Duration::from_secs(args.alive_every.into()));
         let _sessions = open_many(&entrance, "idle", args.from..args.to, None).await?;
@@ -77,15 +77,7 @@ pub(crate) fn idle(args: &IdleArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn run(args: &SessionsArgs) -> anyhow::Result<()> {
-    in_a_runtime(measure(args))
-}
-
-fn in_a_runtime(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(future)
+    alone(measure(args))
 }
 
 async fn measure(args: &SessionsArgs) -> anyhow::Result<()> {
@@ -169,9 +161,8 @@ fn start_idle(
     numbers: std::ops::Range<u32>,
     alive_every: u32,
 ) -> anyhow::Result<Process> {
-    let me = std::env::current_exe().context("where is this program?")?;
     let numbers = [numbers.start, numbers.end, alive_every];
-    let mut command = Command::new(me);
+    let mut command = myself()?;
     command
         .arg("idle-sessions")
         .arg(entrance.dir())

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use bytes::BytesMut;
 use clap::Args;
 use serde::Serialize;
@@ -19,6 +18,7 @@ use crate::{
     network::Network,
     raw::{Arrivals, RawSession, Receivers, payload, receivers},
     stats::Summary,
+    threads::alone,
 };
 
 /// Nothing is sent between two windows, and whoever did not read catches up.
@@ -111,11 +111,7 @@ impl Quartiles {
 }
 
 pub(crate) fn run(args: &SlowReaderArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?
-        .block_on(measure(args))
+    alone(measure(args))
 }
 
 async fn measure(args: &SlowReaderArgs) -> anyhow::Result<()> {

@@ -4,6 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
+/// Runs on this thread, in a runtime of its own.
+pub(crate) fn alone<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?
+        .block_on(future)
+}
+
 /// Runs what must not share a thread with the rest: a receiver that its sender must not hold up, or
 /// what is to be measured. `name` has 15 characters at most.
 pub(crate) fn on_a_thread(
@@ -11,12 +20,7 @@ pub(crate) fn on_a_thread(
     future: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) -> anyhow::Result<()> {
     let work = move || {
-        let result = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start a runtime")
-            .and_then(|runtime| runtime.block_on(future));
-        if let Err(error) = result {
+        if let Err(error) = alone(future) {
             eprintln!("{name} has failed: {error:#}");
         }
     };

@@ -3,7 +3,6 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -20,7 +19,7 @@ use tradewind_trust::{Ca, tls};
 
 use crate::{
     data_plane::between::{NUMBER, REGISTER},
-    network::{Entrance, Process},
+    network::{Entrance, Process, myself},
     threads::on_a_thread,
 };
 
@@ -72,13 +71,8 @@ pub(crate) struct Bare {
 impl Bare {
     pub(crate) fn start(packets: Packets) -> anyhow::Result<Self> {
         let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let me = std::env::current_exe().context("where is this program?")?;
-        let (process, lines) =
-            Process::start(Command::new(me).args(["udp-forwarder", "single"]), "ready")?;
-        let forwarder: SocketAddr = lines
-            .first()
-            .context("the forwarder says nothing")?
-            .parse()?;
+        let (process, forwarder) =
+            Process::start_reference(myself()?.args(["udp-forwarder", "single"]))?;
         receiver.send_to(&[REGISTER.to_be_bytes(), [0; NUMBER]].concat(), forwarder)?;
         let (sender, delays) = std::sync::mpsc::channel();
         std::thread::spawn(move || {

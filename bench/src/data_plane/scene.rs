@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
     net::SocketAddr,
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Stdio},
     time::Duration,
 };
 
@@ -18,7 +18,10 @@ use super::{
     between::UdpMode,
     ends::{Arrived, Door, Sent},
 };
-use crate::network::{Network, Process};
+use crate::{
+    network::{Network, Process, myself},
+    threads::alone,
+};
 
 /// So long after the last packet was sent nothing is under way any more.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -102,11 +105,7 @@ impl Scene {
         let temporary = tempfile::tempdir().context("no temporary directory")?;
         let (between, at, dir) = match through {
             Through::Tradewind => {
-                let network = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .context("cannot start a runtime")?
-                    .block_on(Network::start())?;
+                let network = alone(Network::start())?;
                 let entrance = network.entrance();
                 let at = entrance.edge();
                 (Between::Relay(network), at, entrance.dir().to_owned())
@@ -121,9 +120,7 @@ impl Scene {
                     Ca::create("bench", OsHost.wall_clock())?.save(&dir, false)?;
                     command.arg("quinn-relay").arg(&dir);
                 }
-                let (process, lines) = Process::start(&mut command, "ready")?;
-                let at = lines.first().context("it does not say its address")?;
-                let at = at.parse()?;
+                let (process, at) = Process::start_reference(&mut command)?;
                 (Between::Reference(process), at, dir)
             }
         };
@@ -165,12 +162,6 @@ impl Scene {
             memory: process.memory()?,
         })
     }
-}
-
-/// This program.
-fn myself() -> anyhow::Result<Command> {
-    let me = std::env::current_exe().context("where is this program?")?;
-    Ok(Command::new(me))
 }
 
 /// A process that does what it is told; it ends with this.
