@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use clap::{Args, ValueEnum};
-use quinn::Connection;
+use quinn::{Connection, SendDatagramError};
 use serde::{Deserialize, Serialize};
 use tokio::{net::UdpSocket, sync::mpsc};
 use tradewind_host::{Host, OsHost};
@@ -109,7 +109,15 @@ impl Line {
         let packet = self.packet(body);
         match &self.wire {
             Wire::Udp(socket) => drop(socket.send(&packet).await?),
-            Wire::Quic(connection) => connection.send_datagram_wait(packet).await?,
+            Wire::Quic(connection) => match connection.send_datagram_wait(packet).await {
+                // QUIC has taken losses for a sign that the path carries less than before, and will find
+                // out that it does not: lost, as in `send`.
+                Err(SendDatagramError::TooLarge) => {
+                    let host: &dyn Host = &OsHost;
+                    host.sleep(TICK).await;
+                }
+                result => result?,
+            },
         }
         Ok(())
     }
